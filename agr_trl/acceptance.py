@@ -1,0 +1,124 @@
+"""Which generated queries may teach the retriever, and the statistics that show when G cheats."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agr_trl.config import RewardArguments
+from agr_trl.relevance import RelevanceScorer
+from agr_trl.search import BM25Index
+
+_WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> list[str]:
+    """Return the lower-cased words of a text."""
+    return _WORD.findall(text.lower())
+
+
+def is_copy(query: str, document: str) -> bool:
+    """Whether the query's words stand in the document as one unbroken run."""
+    query_words = words(query)
+    return bool(query_words) and f" {' '.join(query_words)} " in f" {' '.join(words(document))} "
+
+
+def copy_rate(queries: Sequence[str], documents: Sequence[str]) -> float:
+    """Return the share of queries, in [0, 1], that are an unbroken run of their document's words."""
+    pairs = list(zip(queries, documents, strict=True))
+    return sum(is_copy(query, document) for query, document in pairs) / max(1, len(pairs))
+
+
+def duplicate_rate(queries: Sequence[str]) -> float:
+    """Return the share of queries, in [0, 1], that repeat an earlier one (case and spaces aside)."""
+    keys = [" ".join(words(query)) for query in queries]
+    return 1 - len(set(keys)) / len(keys) if keys else 0.0
+
+
+def distinct_n(queries: Sequence[str], n: int) -> float:
+    """Return distinct n-grams over all n-grams of the queries, in [0, 1] (Li et al. 2016)."""
+    grams = Counter(
+        tuple(query_words[start : start + n])
+        for query_words in map(words, queries)
+        for start in range(len(query_words) - n + 1)
+    )
+    return len(grams) / grams.total() if grams else 0.0
+
+
+def query_statistics(queries: Sequence[str], documents: Sequence[str]) -> dict[str, float]:
+    """Return the audit of a set of queries: copying, repetition, variety and length in words."""
+    lengths = [len(words(query)) for query in queries]
+    return {
+        "copy_rate": copy_rate(queries, documents),
+        "duplicate_rate": duplicate_rate(queries),
+        "distinct_1": distinct_n(queries, 1),
+        "distinct_2": distinct_n(queries, 2),
+        "query_words": sum(lengths) / max(1, len(lengths)),
+    }
+
+
+@dataclass
+class AcceptanceFilter:
+    """The rules that a generated query must pass, the first that fails names the reason.
+
+    `blank`: no word; `broken`: a word repeats at once or a piece is unknown; `copy_of_title`: the whole
+    title; `low_relevance`: S below `min_relevance`; `round_trip`: the product is not among BM25's top
+    `round_trip_top_k` for the query (off at 0); `duplicate`: the same pair was accepted before.
+    """
+
+    settings: RewardArguments
+    index: BM25Index | None = None
+
+    def reasons(
+        self,
+        queries: Sequence[str],
+        titles: Sequence[str],
+        product_indices: np.ndarray,
+        relevance: np.ndarray,
+    ) -> list[str]:
+        """Return one reason a query ('' when accepted); inputs are aligned, S of shape (N,)."""
+        returned = self._returns(queries, product_indices)
+        seen: set[tuple[str, int]] = set()
+        reasons = []
+        for row, (query, title) in enumerate(zip(queries, titles, strict=True)):
+            query_words = words(query)
+            key = (" ".join(query_words), int(product_indices[row]))
+            reason = _text_reason(query, query_words, title)
+            if not reason and relevance[row] < self.settings.min_relevance:
+                reason = "low_relevance"
+            if not reason and not returned[row]:
+                reason = "round_trip"
+            if not reason and key in seen:
+                reason = "duplicate"
+            if not reason:
+                seen.add(key)
+            reasons.append(reason)
+        return reasons
+
+    def _returns(self, queries: Sequence[str], product_indices: np.ndarray) -> np.ndarray:
+        if self.index is None or not self.settings.round_trip_top_k:
+            return np.ones(len(queries), dtype=bool)
+        top, scores = self.index.top(list(queries), self.settings.round_trip_top_k)
+        return ((top == np.asarray(product_indices)[:, None]) & (scores > 0)).any(axis=1)
+
+
+def _text_reason(query: str, query_words: list[str], title: str) -> str:
+    if not query_words:
+        return "blank"
+    repeats = any(a == b for a, b in zip(query_words, query_words[1:], strict=False))
+    if repeats or "<unk>" in query or "�" in query:
+        return "broken"
+    if query_words == words(title) and len(query_words) > 3:
+        return "copy_of_title"
+    return ""
+
+
+def independent_scores(
+    scorer: RelevanceScorer, queries: Sequence[str], documents: Sequence[str]
+) -> np.ndarray:
+    """Return S for aligned pairs with blank queries at 0, shape (N,) float32."""
+    relevance = scorer.score(queries, documents).astype(np.float32)
+    relevance[[not words(query) for query in queries]] = 0.0
+    return relevance

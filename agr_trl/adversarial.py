@@ -1,0 +1,567 @@
+"""The adversarial loop: rounds on disk, each stage reading files and writing files.
+
+round_00  R learns from judged pairs; G is warmed up; G's queries are sampled to look at.
+round_k   R is frozen and attacked by G; G's queries are filtered; R, from the best so far, learns from
+          them and from the judged pairs again; dev says whether the round is kept.
+
+    round_kk/generator/  ->  round_kk/queries.parquet  ->  round_kk/retriever/  ->  round_kk/metrics.json
+
+A stage whose output exists is skipped, and an output appears under its name only when whole, so the same
+command resumes. Only the main process writes; the others help to train and to write queries.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import yaml
+from accelerate import PartialState
+from peft import PeftModel
+from scipy.special import expit
+from transformers import set_seed
+
+from agr_trl.acceptance import AcceptanceFilter, independent_scores, query_statistics
+from agr_trl.config import (
+    DataArguments,
+    GeneratorArguments,
+    LoraArguments,
+    Recipe,
+    RetrieverArguments,
+    RewardArguments,
+    WarmUpArguments,
+)
+from agr_trl.data import RelevanceDataset, load_relevance_dataset
+from agr_trl.errors import UserError
+from agr_trl.evaluation import RANKING_METRICS, Metrics, score_candidates
+from agr_trl.generator import (
+    generator_lora,
+    judged_query_pairs,
+    load_generator,
+    new_or_loaded_generator,
+    sample_queries,
+    save_merged_generator,
+    warm_up_pairs,
+    warm_up_trainer,
+)
+from agr_trl.relevance import CalibratedRelevance, EmbeddingScorer, load_relevance_scorer
+from agr_trl.retriever import Retriever, dev_metrics, load_retriever, retriever_trainer
+from agr_trl.rewards import AcceptanceReward, RelevanceReward, RetrieverLossReward
+from agr_trl.runtime import (
+    commit,
+    is_main_process,
+    last_checkpoint,
+    read_json,
+    stopwatch,
+    wait_for_everyone,
+    without_times,
+    write_json,
+    write_text,
+)
+from agr_trl.search import BM25Index
+from agr_trl.seq2seq_trainer import Seq2SeqRLOOTrainer
+from agr_trl.training_pairs import gold_pairs, mix, synthetic_pairs
+
+logger = logging.getLogger(__name__)
+
+PAIR_METRICS = ("roc_auc", "pr_auc", "f1", "accuracy")
+QUERIES_FILE = "queries.parquet"
+
+
+class AdversarialRun:
+    """One run folder: what its stages share, and the stages in the order in which they run."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.run_args, self.data_args, self.loop = recipe[""].build()
+        self.retriever_args: RetrieverArguments = recipe["retriever"].build(output_dir="unused")[0]
+        self.warm_up_args: WarmUpArguments = recipe["warm_up"].build(output_dir="unused")[0]
+        self.reward_args: RewardArguments = recipe["reward"].build()[0]
+        self.folder = Path(self.run_args.output_dir)
+        self.seed: int = self.run_args.seed
+        self.times: dict[str, float] = {}
+        self.dataset = load_dataset(self.data_args)
+        self._check_dev_metric()
+
+    # --- What stages share, computed at first use ------------------------------------------------
+
+    @cached_property
+    def index(self) -> BM25Index:
+        """BM25 over the whole catalogue."""
+        return BM25Index(self.dataset.documents)
+
+    @cached_property
+    def relevance(self) -> EmbeddingScorer:
+        """S, which is never the retriever."""
+        return load_relevance_scorer(self.reward_args.relevance_model, self.dataset.documents)
+
+    @cached_property
+    def calibrated(self) -> CalibratedRelevance:
+        """S turned into probabilities on the gold train pairs: soft labels and the cosine baseline."""
+        train = self.dataset.pairs("train")
+        return CalibratedRelevance(self.relevance).fit(
+            train["query"].tolist(), train["document"].tolist(), train["label"].to_numpy()
+        )
+
+    @cached_property
+    def acceptance(self) -> AcceptanceFilter:
+        """The rules that a generated query must pass."""
+        return AcceptanceFilter(self.reward_args, self.index)
+
+    @cached_property
+    def prompts(self) -> pd.DataFrame:
+        """The catalogue as prompts: product_id, document, prompt, title, product_index."""
+        return catalogue_prompts(self.dataset)
+
+    @cached_property
+    def gold(self) -> pd.DataFrame:
+        """Judged train pairs with mined negatives."""
+        return gold_pairs(
+            self.dataset, self.index, self.retriever_args, self.relevance.score, self.seed
+        )
+
+    # --- The loop --------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Run or resume all rounds; return what the run folder's metrics.json holds."""
+        self._begin()
+        for number in range(self.loop.rounds + 1):
+            folder = self.round_folder(number)
+            if (folder / "metrics.json").is_file():
+                logger.info("round %d is complete, skipped", number)
+                continue
+            self._run_round(number, folder)
+        summary = self._finish()
+        wait_for_everyone()
+        return summary
+
+    def _run_round(self, number: int, folder: Path) -> None:
+        stage_seed = self.seed * 1_000 + number * 10
+        build_generator = self._train_generator if number else self._warm_up
+        self._stage(folder / "generator", stage_seed, build_generator, number)
+        if not number:
+            self._stage(folder / "retriever", stage_seed + 1, self._train_retriever, number)
+        self._stage(folder / QUERIES_FILE, stage_seed + 2, self._write_queries, number)
+        if number:
+            self._stage(folder / "retriever", stage_seed + 3, self._train_retriever, number)
+        self._stage(folder / "metrics.json", stage_seed + 4, self._evaluate_round, number)
+
+    def _stage(
+        self, target: Path, seed: int, work: Callable[[Path, int], None], number: int
+    ) -> None:
+        """Run one stage on all processes unless its output is there; the output appears when whole."""
+        is_done = target.exists()
+        wait_for_everyone()  # nobody may see the output of a stage that another has yet to enter
+        if is_done:
+            return
+        name = f"round {number}: {work.__name__.strip('_').replace('_', ' ')}"
+        logger.info("%s", name)
+        partial = target.with_name(f"{target.name}.partial")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        set_seed(seed)
+        with stopwatch(self.times, name):
+            work(partial, number)
+        wait_for_everyone()
+        if is_main_process():
+            partial.replace(target)
+            write_json(self.folder / "timings.json", self.times)
+        wait_for_everyone()
+
+    def _warm_up(self, target: Path, number: int) -> None:
+        args = self.recipe["warm_up"].build(
+            output_dir=str(target.with_name("generator_checkpoints")), seed=self.seed
+        )[1]
+        settings = self.warm_up_args
+        model, tokenizer = new_or_loaded_generator(settings, self.dataset)
+        train = warm_up_pairs(self.dataset, settings, self.seed)
+        dev = judged_query_pairs(self.dataset, "dev")
+        logger.info("warm-up on %s pairs", train["kind"].value_counts().to_dict())
+        trainer = warm_up_trainer(model, tokenizer, args, settings, train, dev)
+        train_with_checkpoints(trainer)
+        if is_main_process():
+            model.save_pretrained(target)
+            tokenizer.save_pretrained(target)
+            save_log(trainer, target.with_name("generator_log.json"))
+
+    def _train_generator(self, target: Path, number: int) -> None:
+        settings, lora, args = self.recipe["generator"].build(
+            output_dir=str(target.with_name("generator_checkpoints")), seed=self.seed + number
+        )
+        start = self._generator_to_attack_with(number)
+        model, tokenizer = load_generator(str(start))
+        retriever = Retriever.from_pretrained(str(self._best_retriever(number)))
+        chosen = self.prompts.sample(
+            min(self.loop.prompts_per_round, len(self.prompts)), random_state=self.seed + number
+        )
+        trainer = generator_trainer(
+            model,
+            tokenizer,
+            args,
+            lora,
+            settings,
+            chosen,
+            retriever,
+            self.relevance,
+            self.acceptance,
+            self.reward_args,
+        )
+        train_with_checkpoints(trainer)
+        if is_main_process():
+            trainer.save_model(str(target))
+            (target / "training_args.bin").unlink(missing_ok=True)
+            save_log(trainer, target.with_name("generator_log.json"))
+
+    def _write_queries(self, target: Path, number: int) -> None:
+        """Draw queries on all processes, each for its share of the products; the main one judges them."""
+        chosen = self.prompts.sample(
+            min(self.loop.products_per_round, len(self.prompts)),
+            random_state=self.seed + 100 + number,
+        ).reset_index(drop=True)
+        state = PartialState()
+        set_seed(self.seed * 1_000 + number * 10 + 2, device_specific=True)
+        mine = chosen.iloc[state.process_index :: state.num_processes].reset_index(drop=True)
+        model, tokenizer = load_generator(str(self.round_folder(number) / "generator"))
+        queries = sample_queries(
+            model.to(state.device),
+            tokenizer,
+            mine["prompt"].tolist(),
+            self.loop,
+            self.warm_up_args.max_prompt_tokens,
+        )
+        shard = target.with_name(f"{target.name}.{state.process_index}")
+        mine.assign(query=queries).explode("query", ignore_index=True).to_parquet(shard)
+        wait_for_everyone()
+        if is_main_process():
+            shards = [
+                target.with_name(f"{target.name}.{rank}") for rank in range(state.num_processes)
+            ]
+            drawn = pd.concat([pd.read_parquet(path) for path in shards], ignore_index=True)
+            drawn = drawn.sort_values("product_index", kind="stable", ignore_index=True)
+            retriever = Retriever.from_pretrained(str(self._best_retriever(number)))
+            self._judge(drawn, retriever, number).to_parquet(target, index=False)
+            for path in shards:
+                path.unlink()
+
+    def _judge(self, drawn: pd.DataFrame, retriever: Retriever, number: int) -> pd.DataFrame:
+        """Add relevance, the attacked retriever's probability, and why a query is not accepted."""
+        queries, documents = drawn["query"].tolist(), drawn["document"].tolist()
+        relevance = independent_scores(self.relevance, queries, documents)
+        probability = expit(retriever.to_device().score(queries, documents))
+        reasons = self.acceptance.reasons(
+            queries, drawn["title"].tolist(), drawn["product_index"].to_numpy(), relevance
+        )
+        judged = drawn.assign(
+            round=number,
+            probability=probability,
+            relevance=relevance,
+            reason=reasons,
+            accepted=[not reason for reason in reasons],
+        )
+        return judged.drop(columns=["prompt"])
+
+    def _train_retriever(self, target: Path, number: int) -> None:
+        args = self.recipe["retriever"].build(
+            output_dir=str(target.with_name("retriever_checkpoints")), seed=self.seed + number
+        )[1]
+        if number:
+            retriever = Retriever.from_pretrained(
+                str(self._best_retriever(number)), self.retriever_args.max_pair_tokens
+            )
+            train = self._round_pairs(number)
+        else:
+            retriever = load_retriever(self.retriever_args, self.dataset.documents)
+            train = self.gold.sample(frac=1, random_state=self.seed, ignore_index=True)
+        logger.info("retriever learns from %s", train["source"].value_counts().to_dict())
+        dev = self.dataset.pairs("dev")
+        trainer = retriever_trainer(
+            retriever,
+            args,
+            train,
+            dev,
+            dev_metrics(dev, self.dataset.has_ids),
+            lora_rank=self.retriever_args.retriever_lora_rank,
+            early_stopping_patience=self.retriever_args.early_stopping_patience,
+        )
+        train_with_checkpoints(trainer)
+        if is_main_process():
+            retriever.save(target)
+            save_log(trainer, target.with_name("retriever_log.json"))
+
+    def _round_pairs(self, number: int) -> pd.DataFrame:
+        """Gold pairs and the accepted queries of this round (and of earlier kept rounds)."""
+        rounds = [number]
+        if self.loop.keep_old_queries:
+            rounds += [past for past in range(1, number) if self.round_metrics(past)["kept"]]
+        frames = [pd.read_parquet(self.round_folder(past) / QUERIES_FILE) for past in rounds]
+        accepted = pd.concat([frame[frame["accepted"]] for frame in frames], ignore_index=True)
+        if accepted.empty:
+            raise UserError(
+                f"round {number}: no generated query was accepted; lower `--reward.min_relevance` "
+                f"(now {self.reward_args.min_relevance}) or warm the generator up for longer"
+            )
+        synthetic = synthetic_pairs(
+            accepted,
+            self.dataset,
+            self.index,
+            self.loop,
+            self.retriever_args.negative_margin,
+            self.calibrated,
+            self.seed + number,
+        )
+        return mix(self.gold, synthetic, self.loop, self.seed + number)
+
+    def _evaluate_round(self, target: Path, number: int) -> None:
+        if not is_main_process():
+            return
+        folder = self.round_folder(number)
+        retriever = Retriever.from_pretrained(str(folder / "retriever")).to_device()
+        queries = pd.read_parquet(folder / QUERIES_FILE)
+        after = expit(retriever.score(queries["query"].tolist(), queries["document"].tolist()))
+        queries.assign(probability_after=after).to_parquet(folder / f"{QUERIES_FILE}.partial")
+        (folder / f"{QUERIES_FILE}.partial").replace(folder / QUERIES_FILE)
+        dev = self.evaluate(retriever.score, "dev")
+        best = self._best_round(number)
+        value = dev[self.loop.dev_metric]
+        bar = self.round_metrics(best)["dev"][self.loop.dev_metric] if number else None
+        kept = bar is None or value >= bar - self.loop.max_dev_drop
+        logger.info(
+            "round %d: dev %s %.4f (before %s), %s",
+            number,
+            self.loop.dev_metric,
+            value,
+            bar,
+            "kept" if kept else "rolled back",
+        )
+        metrics = {
+            "round": number,
+            "kept": kept,
+            "dev": dev,
+            "queries": self._query_metrics(queries),
+        }
+        write_json(target, metrics)
+
+    def _query_metrics(self, queries: pd.DataFrame) -> dict[str, Any]:
+        """Audit of a round's queries: all, accepted, why not, and how hard they were."""
+        accepted = queries[queries["accepted"]]
+        summary: dict[str, Any] = {
+            "written": len(queries),
+            "accepted": len(accepted),
+            "acceptance_rate": float(queries["accepted"].mean()),
+            "not_accepted": queries.loc[~queries["accepted"], "reason"].value_counts().to_dict(),
+            "mean_probability": float(queries["probability"].mean()),
+            "mean_relevance": float(queries["relevance"].mean()),
+        }
+        summary |= query_statistics(queries["query"].tolist(), queries["document"].tolist())
+        if len(accepted):
+            summary["accepted_mean_probability"] = float(accepted["probability"].mean())
+        if self.recipe.is_demo and len(accepted):
+            summary["truly_relevant_share"] = self._oracle_share(accepted)
+        return summary
+
+    def _oracle_share(self, accepted: pd.DataFrame) -> float:
+        """Share of accepted queries that the demo shop's exact oracle calls at least partly relevant."""
+        grades = demo_oracle(self.data_args).grade_many(
+            accepted["query"].tolist(), accepted["product_id"].tolist()
+        )
+        return float(np.mean([(grade or 0) >= self.data_args.relevant_grade for grade in grades]))
+
+    def evaluate(self, scorer: Any, split: str, blend_weight: float | None = None) -> Metrics:
+        """Evaluate a scorer on a split; without a weight the blend's is chosen on this very split."""
+        scored = score_candidates(scorer, self.dataset, split, self.index)
+        if self.dataset.has_ids and blend_weight is None and scorer is not None:
+            blend_weight, _ = scored.choose_blend_weight(self.data_args.relevant_grade)
+        return scored.evaluate(blend_weight, self.data_args.relevant_grade)
+
+    # --- Beginning and end -----------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Write config.yaml, or refuse to resume a run of other settings or data."""
+        settings = self.recipe.resolved()
+        settings.pop("output_dir")
+        state = {"data_fingerprint": self.dataset.fingerprint(), "commit": commit()}
+        config_file, state_file = self.folder / "config.yaml", self.folder / "run.json"
+        if config_file.is_file() and state_file.is_file():
+            refuse_other_settings(config_file, settings)
+            if read_json(state_file)["data_fingerprint"] != state["data_fingerprint"]:
+                raise UserError(
+                    f"`{self.folder}` was begun with other data; give another --output_dir"
+                )
+            if (self.folder / "timings.json").is_file():
+                self.times = read_json(self.folder / "timings.json")
+        wait_for_everyone()
+        if is_main_process():
+            write_text(config_file, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+            write_json(state_file, state)
+        wait_for_everyone()
+        sizes = self.dataset.judgements["split"].value_counts().to_dict()
+        logger.info("%d products, judgements %s", len(self.dataset.products), sizes)
+
+    def _finish(self) -> dict[str, Any]:
+        """Export the best retriever and the last kept generator; write metrics.json."""
+        metrics_file = self.folder / "metrics.json"
+        best = self._best_round(self.loop.rounds + 1)
+        rounds = [self.round_metrics(number) for number in range(self.loop.rounds + 1)]
+        if is_main_process():
+            if metrics_file.is_file() and read_json(metrics_file)["rounds"] == rounds:
+                return read_json(metrics_file)
+            retriever = Retriever.from_pretrained(str(self.round_folder(best) / "retriever"))
+            weight = rounds[best]["dev"].get("blend_weight")
+            retriever.blend_weight = weight
+            for name in ("retriever", "generator"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            retriever.save(self.folder / "retriever")
+            save_merged_generator(self.round_folder(best) / "generator", self.folder / "generator")
+            summary: dict[str, Any] = {
+                "dataset_format": self.data_args.dataset_format,
+                "dev_metric": self.loop.dev_metric,
+                "best_round": best,
+                "rounds": rounds,
+                "baselines": {
+                    "bm25": self.evaluate(None, "dev"),
+                    "cosine": self.evaluate(self.calibrated.score, "dev"),
+                },
+                "dev": rounds[best]["dev"],
+            }
+            if (self.dataset.judgements["split"] == "test").any():
+                summary["test"] = self._evaluate_test(best, weight)
+            write_json(metrics_file, summary)
+        wait_for_everyone()
+        return read_json(metrics_file)
+
+    def _evaluate_test(self, best: int, weight: float | None) -> dict[str, Metrics]:
+        """Evaluate on queries that chose nothing: before, after, and the two baselines."""
+        before = Retriever.from_pretrained(str(self.round_folder(0) / "retriever")).to_device()
+        after = Retriever.from_pretrained(str(self.round_folder(best) / "retriever")).to_device()
+        weight_before = self.round_metrics(0)["dev"].get("blend_weight")
+        cosine = self.calibrated.score
+        cosine_weight = self.evaluate(cosine, "dev").get("blend_weight")
+        return {
+            "bm25": self.evaluate(None, "test"),
+            "cosine": self.evaluate(cosine, "test", cosine_weight),
+            "supervised": self.evaluate(before.score, "test", weight_before),
+            "adversarial": self.evaluate(after.score, "test", weight),
+        }
+
+    def _check_dev_metric(self) -> None:
+        known = list(PAIR_METRICS)
+        if self.dataset.has_ids:
+            known += [f"{g}/{m}" for g in ("judged", "rerank", "blend") for m in RANKING_METRICS]
+        if self.loop.dev_metric not in known:
+            raise UserError(
+                f"`dev_metric` is {self.loop.dev_metric}; this data has {', '.join(known)}"
+            )
+
+    # --- Where things are ------------------------------------------------------------------------
+
+    def round_folder(self, number: int) -> Path:
+        """Return the folder of a round."""
+        return self.folder / f"round_{number:02d}"
+
+    def round_metrics(self, number: int) -> dict[str, Any]:
+        """Return a complete round's metrics."""
+        return read_json(self.round_folder(number) / "metrics.json")
+
+    def _best_round(self, before: int) -> int:
+        """Return the last kept round below `before`; round 0 always counts."""
+        kept = [n for n in range(1, before) if self.round_metrics(n)["kept"]]
+        return max(kept, default=0)
+
+    def _best_retriever(self, number: int) -> Path:
+        return self.round_folder(self._best_round(number)) / "retriever"
+
+    def _generator_to_attack_with(self, number: int) -> Path:
+        start = self._best_round(number) if self.loop.continue_generator else 0
+        return self.round_folder(start) / "generator"
+
+
+def load_dataset(args: DataArguments, split: str | None = None) -> RelevanceDataset:
+    """Load the data set that the settings name."""
+    return load_relevance_dataset(
+        args.dataset_format,
+        args.dataset_path,
+        split,
+        relevant_grade=args.relevant_grade,
+        dev_fraction=args.dev_fraction,
+        test_fraction=args.test_fraction,
+        split_seed=args.split_seed,
+    )
+
+
+def catalogue_prompts(dataset: RelevanceDataset) -> pd.DataFrame:
+    """Return the whole catalogue as prompts, with the columns that the rewards read."""
+    return dataset.prompts().assign(
+        title=dataset.products["title"].to_numpy(), product_index=np.arange(len(dataset.products))
+    )
+
+
+def generator_trainer(
+    model: Any,
+    tokenizer: Any,
+    args: Any,
+    lora: LoraArguments,
+    settings: GeneratorArguments,
+    prompts: pd.DataFrame,
+    retriever: Retriever,
+    relevance: EmbeddingScorer,
+    acceptance: AcceptanceFilter,
+    reward_args: RewardArguments,
+) -> Seq2SeqRLOOTrainer:
+    """Build the policy-gradient trainer: G against the frozen R and S, acceptance logged beside them."""
+    retriever.to_device()
+    rewards = [
+        RetrieverLossReward(retriever, reward_args, relevance),
+        RelevanceReward(relevance),
+        AcceptanceReward(relevance, acceptance),
+    ]
+    is_adapter = isinstance(model, PeftModel)
+    return Seq2SeqRLOOTrainer(
+        model=model,
+        reward_funcs=rewards,
+        args=args,
+        train_dataset=datasets.Dataset.from_pandas(prompts, preserve_index=False),
+        processing_class=tokenizer,
+        peft_config=None if is_adapter else generator_lora(lora),
+        max_prompt_tokens=settings.max_prompt_tokens,
+    )
+
+
+def train_with_checkpoints(trainer: Any) -> None:
+    """Train from the last checkpoint if there is one, then remove the checkpoints."""
+    folder = Path(trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    wait_for_everyone()
+    if is_main_process():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_log(trainer: Any, path: Path) -> None:
+    """Write what a trainer logged, without times."""
+    write_json(path, [without_times(entry) for entry in trainer.state.log_history])
+
+
+def refuse_other_settings(config_file: Path, settings: dict[str, Any]) -> None:
+    """Raise `UserError` when a run folder was made with other settings (more rounds are fine)."""
+    old = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    before, now = pd.json_normalize(old).T[0].to_dict(), pd.json_normalize(settings).T[0].to_dict()
+    changed = [
+        f"{name}: {before.get(name)} -> {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if str(before.get(name)) != str(now.get(name)) and name not in ("rounds", "dataset_path")
+    ]
+    if changed:
+        raise UserError(
+            f"`{config_file.parent}` was begun with other settings ({'; '.join(changed)}); "
+            "give another --output_dir, or remove the folder"
+        )
+
+
+def demo_oracle(args: DataArguments) -> Any:
+    """Return the demo shop's oracle for the shop that the settings name."""
+    from agr_trl.data.demo import load_demo_oracle
+
+    return load_demo_oracle(args.dataset_path)

@@ -1,0 +1,87 @@
+"""Read a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from agr_trl.data.splits import SPLITS
+from agr_trl.data.tables import (
+    SourceTables,
+    drop_repeats,
+    read_json_lines,
+    read_table,
+    reject,
+    reject_blank,
+    reject_unknown,
+)
+from agr_trl.errors import UserError
+
+
+def read_beir(folder: Path) -> SourceTables:
+    """Read corpus, queries and every split that lies in qrels/.
+
+    Grades are whole numbers from 0. Raises `UserError` for anything that is missing or malformed,
+    a repeated id, and a judgement of an unknown query or product.
+    Layout: Thakur et al. 2021, BEIR, https://github.com/beir-cellar/beir.
+    """
+    products = _read_texts(
+        folder / "corpus.jsonl", {"product_id": "_id", "title": "title", "description": "text"}
+    )
+    blank = (products["title"] == "") & (products["description"] == "")
+    reject(folder / "corpus.jsonl", products, blank, "title", "a product needs a title or a text")
+    queries = _read_texts(folder / "queries.jsonl", {"query_id": "_id", "query": "text"})
+    reject_blank(folder / "queries.jsonl", queries, "query")
+    paths = [folder / "qrels" / f"{split}.tsv" for split in SPLITS]
+    if not any(path.is_file() for path in paths):
+        raise UserError(f"{folder / 'qrels'} holds none of {', '.join(p.name for p in paths)}")
+    judgements = pd.concat(
+        [
+            _read_qrels(path, products["product_id"], queries["query_id"]).assign(split=path.stem)
+            for path in paths
+            if path.is_file()
+        ],
+        ignore_index=True,
+    )
+    return SourceTables(products, queries, judgements, max_grade=int(judgements["grade"].max()))
+
+
+def _read_texts(path: Path, fields: dict[str, str]) -> pd.DataFrame:
+    """Read the named JSON fields as stripped strings; only the first, the id, must be there."""
+    id_column, id_field = next(iter(fields.items()))
+    lines, rows = [], []
+    for line, record in read_json_lines(path):
+        if id_field not in record:
+            raise UserError(f"{path}, line {line}: no field `{id_field}`; give every line one")
+        values = [
+            record[field] if record.get(field) is not None else "" for field in fields.values()
+        ]
+        values[0] = str(values[0])
+        for field, value in zip(fields.values(), values, strict=True):
+            if not isinstance(value, str):
+                raise UserError(f"{path}, line {line}: `{field}` is {value!r}; it must be a text")
+        lines.append(line)
+        rows.append([value.strip() for value in values])
+    if not rows:
+        raise UserError(f"{path} is empty; it needs one JSON object a line")
+    table = pd.DataFrame(
+        rows, columns=list(fields), index=pd.Index(lines, name="line"), dtype="str"
+    )
+    reject_blank(path, table, id_column)
+    repeated = table.duplicated(id_column)
+    reject(path, table, repeated, id_column, "an earlier line has the same id; make ids unique")
+    return table
+
+
+def _read_qrels(path: Path, product_ids: pd.Series, query_ids: pd.Series) -> pd.DataFrame:
+    names = {"query-id": "query_id", "corpus-id": "product_id", "score": "score"}
+    rows = read_table(path, "\t", required=list(names)).rename(columns=names)
+    if rows.empty:
+        raise UserError(f"{path} holds no judgement; add some or remove the file")
+    not_a_grade = ~rows["score"].str.fullmatch(r"[0-9]{1,4}")
+    reject(path, rows, not_a_grade, "score", "a grade is a whole number from 0")
+    remedy = "there is no such query in queries.jsonl"
+    reject_unknown(path, rows, "query_id", query_ids, remedy)
+    remedy = "there is no such product in corpus.jsonl"
+    reject_unknown(path, rows, "product_id", product_ids, remedy)
+    rows["grade"] = rows.pop("score").astype(int)
+    return drop_repeats(path, rows, ["query_id", "product_id"], "grade")

@@ -1,0 +1,208 @@
+"""Read text tables so that every complaint names file, line, column and remedy."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from agr_trl.errors import UserError
+
+DELIMITER_NAMES = {"\t": "tab", ",": "comma"}
+
+
+class SourceTables(NamedTuple):
+    """What a reader found: the three tables of a relevance data set before labels and splits.
+
+    `products` has product_id, title and description, `queries` has query_id and query, and
+    `judgements` has query_id, product_id, grade, and where the source states them label and split.
+    """
+
+    products: pd.DataFrame
+    queries: pd.DataFrame
+    judgements: pd.DataFrame
+    max_grade: int
+    has_ids: bool = True
+
+
+def read_table(
+    path: Path, delimiter: str, required: Sequence[str], optional: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Read a delimited file with a header as stripped strings, indexed by line number.
+
+    Tab-separated files are taken line by line, so that a stray quote (48" desk) cannot swallow the
+    lines after it; only if that fails may a quoted field span lines. Raises `UserError` for a
+    missing file or column, the wrong delimiter, a wrong number of fields, and bytes that are not
+    UTF-8.
+    """
+    require_file(path)
+    wanted = (*required, *optional)
+    try:
+        if delimiter != "\t":
+            return _parse(path, delimiter, required, wanted, csv.QUOTE_MINIMAL)
+        try:
+            return _parse(path, delimiter, required, wanted, csv.QUOTE_NONE)
+        except UserError as line_error:
+            try:
+                return _parse(path, delimiter, required, wanted, csv.QUOTE_MINIMAL)
+            except UserError:
+                raise line_error from None
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of a JSON Lines file; blank lines are skipped.
+
+    Raises `UserError` for a missing file, a line that is not one JSON object, and bytes that are
+    not UTF-8.
+    """
+    require_file(path)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(
+                        f"{path}, line {number}: broken JSON ({error.msg}, column {error.colno}); "
+                        "write one complete object a line"
+                    ) from None
+                if not isinstance(record, dict):
+                    raise UserError(f"{path}, line {number}: not a JSON object; write {{...}}")
+                yield number, record
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+
+
+def require_file(path: Path) -> None:
+    """Raise `UserError` unless the path is an existing file; say what lies beside it."""
+    if path.is_file():
+        return
+    if path.parent.is_dir():
+        beside = ", ".join(sorted(entry.name for entry in path.parent.iterdir())[:10]) or "nothing"
+        raise UserError(f"{path} is missing; {path.parent} holds {beside}")
+    raise UserError(f"{path} is missing, and so is its folder; check dataset_path")
+
+
+def reject(path: Path, rows: pd.DataFrame, bad: pd.Series, column: str, remedy: str) -> None:
+    """Raise `UserError` for the first row where `bad` is true; the index holds line numbers."""
+    if bad.any():
+        position = int(bad.to_numpy().argmax())
+        value = rows[column].iloc[[position]].tolist()[0]  # a plain Python value, for its repr
+        raise UserError(
+            f"{path}, {rows.index.name} {rows.index[position]}: `{column}` is {value!r}; {remedy}"
+        )
+
+
+def reject_blank(path: Path, rows: pd.DataFrame, *columns: str) -> None:
+    """Raise `UserError` for the first row with nothing in one of the columns."""
+    for column in columns:
+        reject(path, rows, rows[column] == "", column, "give it a text or remove the row")
+
+
+def reject_unknown(
+    path: Path, rows: pd.DataFrame, column: str, known: pd.Series, remedy: str
+) -> None:
+    """Raise `UserError` for the first row whose value is not among the known (unique) ones."""
+    # Not `isin`: with pandas 3 it takes seconds for tens of thousands of known strings.
+    unknown = pd.Index(known).get_indexer(pd.Index(rows[column])) < 0
+    reject(path, rows, pd.Series(unknown, index=rows.index), column, remedy)
+
+
+def drop_repeats(path: Path, rows: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
+    """Keep a repeated judgement once; raise `UserError` where repetitions contradict each other."""
+    repeated = rows.duplicated(keys)
+    if not repeated.any():
+        return rows
+    first = rows.groupby(keys, sort=False)[value].transform("first")
+    remedy = f"an earlier row has another {value} for the same {' and '.join(keys)}; keep one"
+    reject(path, rows, rows[value] != first, value, remedy)
+    return rows[~repeated]
+
+
+def _parse(
+    path: Path, delimiter: str, required: Sequence[str], wanted: Sequence[str], quoting: int
+) -> pd.DataFrame:
+    rows = _records(path, delimiter, quoting)
+    _, header = next(rows, (1, []))
+    header = [_unquote(name).strip() for name in header]
+    _check_header(path, header, required, delimiter)
+    columns = [name for name in wanted if name in header]
+    places = [header.index(name) for name in columns]
+    lines, values = [], []
+    for line, fields in rows:
+        if len(fields) != len(header):
+            raise UserError(
+                f"{path}, line {line}: {len(fields)} fields where the header has {len(header)}; "
+                f"separate them by one {DELIMITER_NAMES[delimiter]} each"
+            )
+        lines.append(line)
+        values.append([fields[place] for place in places])
+    table = pd.DataFrame(values, columns=columns, index=pd.Index(lines, name="line"), dtype="str")
+    for name in columns:
+        text = table[name]
+        if quoting == csv.QUOTE_NONE and text.str.startswith('"').any():
+            text = text.map(_unquote)
+        table[name] = text.str.strip()
+    return table
+
+
+def _records(path: Path, delimiter: str, quoting: Any) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number of its first line, fields) of each record that is not blank."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        line = 1
+        try:
+            for fields in reader:
+                if fields:
+                    yield line, fields
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {line}: {error}; a field that holds quotes must be quoted as a "
+                'whole, with each inner quote doubled ("48"" desk")'
+            ) from None
+
+
+def _unquote(field: str) -> str:
+    """Undo CSV quoting of a whole field ("48"" desk" is 48" desk); leave stray quotes alone."""
+    inner = field[1:-1]
+    quoted = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else field
+
+
+def _check_header(path: Path, header: list[str], required: Sequence[str], delimiter: str) -> None:
+    if not header:
+        raise UserError(f"{path} is empty; it needs a header line with {', '.join(required)}")
+    other = "," if delimiter == "\t" else "\t"
+    if len(header) == 1 and other in header[0]:
+        raise UserError(
+            f"{path} looks {DELIMITER_NAMES[other]}-separated where {DELIMITER_NAMES[delimiter]}s "
+            f"are expected (header {header[0]!r}); write it {DELIMITER_NAMES[delimiter]}-separated"
+        )
+    missing = [name for name in required if name not in header]
+    if missing:
+        raise UserError(
+            f"{path} has no column {', '.join(missing)}; its header has {', '.join(header)}"
+        )
+    if len(set(header)) < len(header):
+        raise UserError(f"{path} names a column twice in its header: {', '.join(header)}")
+
+
+def _not_utf8(path: Path) -> UserError:
+    """Find the first line that is not UTF-8: the decoder itself reports no line."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return UserError(
+                    f"{path}, line {number}: byte 0x{line[error.start]:02x} is not UTF-8; "
+                    "save the file as UTF-8"
+                )
+    return UserError(f"{path} is not UTF-8; save the file as UTF-8")

@@ -1,0 +1,269 @@
+"""The generator G: a sequence-to-sequence model that reads a product and writes queries for it."""
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+from peft import LoraConfig, PeftModel, TaskType
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
+
+from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
+from agr_trl.data import RelevanceDataset
+from agr_trl.retriever import resolve_model_name
+from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout
+from agr_trl.small_models import build_small_t5
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_CONFIG = "adapter_config.json"
+_WORD = re.compile(r"[^\W\d_]{2,}")
+
+
+def load_generator(
+    name_or_path: str,
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """Load a full model, or a folder with a LoRA adapter over its base model, ready to train on.
+
+    An adapter stays an adapter, so that switching it off gives the model below, the anchor of the KL
+    term. Raises `UserError` when the folder holds neither, or the adapter's base is gone.
+    """
+    adapter_file = Path(name_or_path) / ADAPTER_CONFIG
+    if not adapter_file.is_file():
+        path = resolve_model_name(name_or_path)
+        return AutoModelForSeq2SeqLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    base_name = json.loads(adapter_file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = AutoModelForSeq2SeqLM.from_pretrained(resolve_model_name(base_name))
+    model = PeftModel.from_pretrained(base, name_or_path, is_trainable=True)
+    return model, AutoTokenizer.from_pretrained(name_or_path)
+
+
+def generator_lora(args: LoraArguments) -> LoraConfig | None:
+    """Return the adapter's settings, or None where all weights are trained (rank 0)."""
+    if not args.lora_rank:
+        return None
+    modules: str | list[str] = args.lora_modules
+    if modules != "all-linear":
+        modules = [name.strip() for name in args.lora_modules.split(",")]
+    return LoraConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM,
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        target_modules=modules,
+    )
+
+
+def save_merged_generator(source: Path, target: Path) -> None:
+    """Write the generator at `source` as a full model that needs no base model beside it."""
+    model, tokenizer = load_generator(str(source))
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+# --- Supervised warm-up -------------------------------------------------------------------------
+
+
+def new_or_loaded_generator(
+    args: WarmUpArguments, dataset: RelevanceDataset
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the model to warm up, or build a small T5 whose word pieces come from the catalogue."""
+    if args.generator_name_or_path != "new":
+        model, tokenizer = load_generator(args.generator_name_or_path)
+        if isinstance(model, PeftModel):
+            model = model.merge_and_unload()
+        return model, tokenizer
+    texts = [*dataset.prompts()["prompt"], *dataset.queries["query"]]
+    return build_small_t5(
+        texts,
+        width=args.new_generator_width,
+        layers=args.new_generator_layers,
+        vocabulary_size=args.new_vocabulary_size,
+    )
+
+
+def warm_up_pairs(dataset: RelevanceDataset, args: WarmUpArguments, seed: int) -> pd.DataFrame:
+    """Return prompts and the queries to learn from, columns prompt, query, kind, shuffled.
+
+    `gold`: a train query with each product judged relevant to it, `gold_repeats` times. `pseudo`: queries
+    cut from a product's own title, since a raw T5 writes prose and gold queries alone are too few.
+    """
+    prompts = dataset.prompts().set_index("product_id")["prompt"]
+    gold = dataset.pairs("train")
+    gold = gold[gold["label"] >= 0.5]
+    gold_frame = pd.DataFrame(
+        {"prompt": prompts.loc[gold["product_id"]].to_numpy(), "query": gold["query"].to_numpy()}
+    ).assign(kind="gold")
+    gold_frame = pd.concat([gold_frame] * args.gold_repeats, ignore_index=True)
+    pseudo = pseudo_queries(dataset, args.pseudo_queries_per_product, seed)
+    pseudo = pseudo.assign(prompt=prompts.loc[pseudo["product_id"]].to_numpy(), kind="pseudo")
+    if len(pseudo) > args.max_pseudo_queries:
+        pseudo = pseudo.sample(args.max_pseudo_queries, random_state=seed)
+    both = pd.concat([gold_frame, pseudo[["prompt", "query", "kind"]]], ignore_index=True)
+    return both.sample(frac=1, random_state=seed, ignore_index=True)
+
+
+def pseudo_queries(dataset: RelevanceDataset, per_product: int, seed: int) -> pd.DataFrame:
+    """Make queries from titles, columns product_id and query; a title without a usable word gives none.
+
+    Half are unbroken runs of 1 to 4 title words, half are 1 to 3 words that many titles share (so
+    "notebook" and "toner", not model numbers), in the title's order.
+    """
+    generator = np.random.default_rng(seed)
+    titles = [_title_words(title) for title in dataset.products["title"]]
+    frequency = Counter(word for title in titles for word in set(title))
+    rows = []
+    for product_id, title in zip(dataset.products["product_id"], titles, strict=True):
+        if not title:
+            continue
+        for _ in range(per_product):
+            if generator.random() < 0.5:
+                rows.append((product_id, _title_span(title, generator)))
+            else:
+                rows.append((product_id, _shared_words(title, frequency, generator)))
+    return pd.DataFrame(rows, columns=["product_id", "query"])
+
+
+def warm_up_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: Seq2SeqTrainingArguments,
+    settings: WarmUpArguments,
+    train: pd.DataFrame,
+    dev: pd.DataFrame | None,
+) -> Seq2SeqTrainer:
+    """Build HF's Seq2SeqTrainer on (prompt, query) rows; dropout is off, as it is later under RL."""
+    # Trainer would take T5's loss as already scaled and multiply it by the number of accumulation
+    # steps and processes (transformers#47688).
+    model.accepts_loss_kwargs = False
+    disable_dropout(model)
+    return Seq2SeqTrainer(
+        model=model,
+        args=args,
+        train_dataset=_query_dataset(tokenizer, settings, train),
+        eval_dataset=None if dev is None else _query_dataset(tokenizer, settings, dev),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        processing_class=tokenizer,
+    )
+
+
+def judged_query_pairs(dataset: RelevanceDataset, split: str) -> pd.DataFrame:
+    """Return the prompts and queries of a split's relevant pairs, columns prompt and query."""
+    pairs = dataset.pairs(split)
+    pairs = pairs[pairs["label"] >= 0.5]
+    prompts = dataset.prompts().set_index("product_id")["prompt"]
+    return pd.DataFrame(
+        {"prompt": prompts.loc[pairs["product_id"]].to_numpy(), "query": pairs["query"].to_numpy()}
+    )
+
+
+# --- Writing queries ----------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def sample_queries(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    settings: SamplingArguments,
+    max_prompt_tokens: int,
+) -> list[list[str]]:
+    """Draw `queries_per_product` queries for each prompt from the plain softmax at a temperature.
+
+    No top-k or top-p: what is drawn is the distribution that the policy gradient trains. Prompts are
+    batched by length and each is encoded once. Uses torch's global random state.
+    """
+    model.eval()
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    count = settings.queries_per_product
+    generation = GenerationConfig(
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=settings.sampling_temperature,
+        num_return_sequences=count,
+        max_new_tokens=settings.max_query_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=decoder_prefix(base)[0],
+    )
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    encoded = tokenizer(list(prompts), truncation=True, max_length=max_prompt_tokens)["input_ids"]
+    order = sorted(range(len(prompts)), key=lambda row: len(encoded[row]))
+    queries: list[list[str]] = [[] for _ in prompts]
+    try:
+        size = settings.sampling_batch_size
+        for begin in tqdm(range(0, len(order), size), desc="writing queries", disable=None):
+            rows = order[begin : begin + size]
+            batch = tokenizer.pad(
+                {"input_ids": [encoded[row] for row in rows]}, return_tensors="pt"
+            )
+            tokens = model.generate(**batch.to(model.device), generation_config=generation)
+            texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            for position, row in enumerate(rows):
+                queries[row] = [t.strip() for t in texts[position * count : (position + 1) * count]]
+    finally:
+        base.generation_config = own
+    return queries
+
+
+def _query_dataset(
+    tokenizer: PreTrainedTokenizerBase, settings: WarmUpArguments, frame: pd.DataFrame
+) -> datasets.Dataset:
+    inputs = tokenizer(
+        frame["prompt"].tolist(), truncation=True, max_length=settings.max_prompt_tokens
+    )
+    targets = tokenizer(
+        text_target=frame["query"].tolist(), truncation=True, max_length=settings.max_query_tokens
+    )
+    lengths = [len(ids) for ids in inputs["input_ids"]]
+    columns: dict[str, Any] = {
+        "input_ids": inputs["input_ids"],
+        "attention_mask": inputs["attention_mask"],
+        "labels": targets["input_ids"],
+        "length": lengths,
+    }
+    return datasets.Dataset.from_dict(columns)
+
+
+def _title_words(title: str) -> list[str]:
+    """Return a title's lower-cased words without numbers and model codes, at most the first 16."""
+    return [word for word in _WORD.findall(title.lower())][:16]
+
+
+def _title_span(title: list[str], generator: np.random.Generator) -> str:
+    length = int(generator.integers(1, 5))
+    begin = int(generator.integers(0, max(1, len(title) - length + 1)))
+    span = title[begin : begin + length]
+    while len(span) > 1 and span[0] in ENGLISH_STOP_WORDS:
+        span = span[1:]
+    while len(span) > 1 and span[-1] in ENGLISH_STOP_WORDS:
+        span = span[:-1]
+    return " ".join(span)
+
+
+def _shared_words(title: list[str], frequency: Counter[str], generator: np.random.Generator) -> str:
+    candidates = [w for w in dict.fromkeys(title) if w not in ENGLISH_STOP_WORDS] or title[:1]
+    weights = np.log1p([frequency[word] for word in candidates]) ** 2
+    count = min(len(candidates), int(generator.integers(1, 4)))
+    chosen = generator.choice(len(candidates), count, replace=False, p=weights / weights.sum())
+    return " ".join(candidates[position] for position in sorted(chosen))

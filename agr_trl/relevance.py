@@ -1,0 +1,147 @@
+"""S(q, d): how much a query is about a product, judged by a model that is never the retriever."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from agr_trl.errors import UserError
+from agr_trl.retriever import resolve_model_name
+
+LSA = "lsa"
+
+
+class RelevanceScorer(Protocol):
+    """Anything that scores aligned pairs in [0, 1]."""
+
+    def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        """Return S of each pair, shape (N,), in [0, 1]."""
+
+
+class EmbeddingScorer:
+    """S = (cosine + 1) / 2 of two text embeddings, shape (N,), in [0, 1].
+
+    Subclasses embed texts as rows of unit length, (N, D). Each distinct text is embedded once for the
+    life of the scorer when it is a catalogue document, and once per call when it is a query.
+    """
+
+    def __init__(self, catalogue: Sequence[str]) -> None:
+        self._rows = {text: row for row, text in enumerate(dict.fromkeys(catalogue))}
+        self._catalogue: np.ndarray | None = None
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Return unit rows, shape (N, D); a text without any known word gives a zero row."""
+        raise NotImplementedError(f"{type(self).__name__} must say how texts are embedded")
+
+    @property
+    def catalogue_embeddings(self) -> np.ndarray:
+        """Unit rows of the distinct catalogue documents, computed at first use."""
+        if self._catalogue is None:
+            self._catalogue = self.embed(list(self._rows))
+        return self._catalogue
+
+    def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        """Return S of aligned pairs, (N,) float32 in [0, 1]."""
+        if not queries:
+            return np.zeros(0, dtype=np.float32)
+        left, left_rows = self._embed_distinct(queries)
+        if all(document in self._rows for document in documents):
+            right, right_rows = self.catalogue_embeddings, [self._rows[d] for d in documents]
+        else:
+            right, right_rows = self._embed_distinct(documents)
+        cosine = np.einsum("nd,nd->n", left[left_rows], right[right_rows])
+        return np.clip((cosine + 1) / 2, 0, 1).astype(np.float32)
+
+    def _embed_distinct(self, texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        return self.embed(list(row_of)), [row_of[text] for text in texts]
+
+
+class SentenceTransformerScorer(EmbeddingScorer):
+    """S from a sentence-transformers bi-encoder such as all-MiniLM-L6-v2."""
+
+    def __init__(self, name_or_path: str, catalogue: Sequence[str], max_tokens: int = 128) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        super().__init__(catalogue)
+        self.model = SentenceTransformer(resolve_model_name(name_or_path))
+        self.model.max_seq_length = min(max_tokens, self.model.max_seq_length or max_tokens)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Return normalised sentence embeddings, (N, D) float32."""
+        return self.model.encode(
+            list(texts), batch_size=128, normalize_embeddings=True, show_progress_bar=False
+        )
+
+
+class LsaScorer(EmbeddingScorer):
+    """S from latent semantic analysis of the catalogue: TF-IDF of words, reduced by an SVD.
+
+    Needs no pretrained weights; words that share contexts in the catalogue come close to each other
+    (Deerwester et al. 1990).
+    """
+
+    def __init__(self, catalogue: Sequence[str], dimensions: int = 128, seed: int = 0) -> None:
+        super().__init__(catalogue)
+        self._tfidf = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+        matrix = self._tfidf.fit_transform(self._rows)
+        dimensions = max(1, min(dimensions, min(matrix.shape) - 1))
+        self._svd = TruncatedSVD(dimensions, random_state=seed).fit(matrix)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Return LSA vectors, (N, D) float32, unit length or zero."""
+        vectors = self._svd.transform(self._tfidf.transform(list(texts)))
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-9)
+
+
+def load_relevance_scorer(name_or_path: str, catalogue: Sequence[str]) -> EmbeddingScorer:
+    """Return the scorer S: `lsa`, or a sentence-transformers model by name or folder."""
+    if name_or_path == LSA:
+        return LsaScorer(catalogue)
+    return SentenceTransformerScorer(name_or_path, catalogue)
+
+
+class CalibratedRelevance:
+    """P(relevant | S) by Platt scaling of S on judged pairs: the soft labels of synthetic pairs.
+
+    p = 1 / (1 + exp(-(a * S + b))), a and b fitted by logistic regression (Platt 1999).
+    """
+
+    def __init__(self, scorer: RelevanceScorer) -> None:
+        self.scorer = scorer
+        self._regression = LogisticRegression()
+
+    def fit(
+        self, queries: Sequence[str], documents: Sequence[str], labels: np.ndarray
+    ) -> "CalibratedRelevance":
+        """Fit on judged pairs; labels (N,) in [0, 1] are binarised at .5 and both classes must occur."""
+        classes = np.asarray(labels) >= 0.5
+        if classes.all() or not classes.any():
+            raise UserError(
+                "soft labels need relevant and irrelevant judgements in train; use `--soft_labels false`"
+            )
+        self._regression.fit(self._features(self.scorer.score(queries, documents)), classes)
+        return self
+
+    def probability(self, relevance: np.ndarray) -> np.ndarray:
+        """Return the probability of "relevant" for values of S, shape (N,)."""
+        if not len(relevance):
+            return np.zeros(0, dtype=np.float32)
+        return self._regression.predict_proba(self._features(relevance))[:, 1].astype(np.float32)
+
+    def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        """Return calibrated log-odds of aligned pairs, (N,) float64, so that S can be evaluated like R."""
+        if not queries:
+            return np.zeros(0)
+        return self._regression.decision_function(
+            self._features(self.scorer.score(queries, documents))
+        )
+
+    @staticmethod
+    def _features(relevance: np.ndarray) -> np.ndarray:
+        # Spread S over about unit scale, so that the regression's default penalty hardly shrinks it.
+        return (np.asarray(relevance, dtype=np.float64)[:, None] - 0.5) * 20

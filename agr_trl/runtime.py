@@ -1,0 +1,171 @@
+"""What every recipe needs around its work: logging, processes, seeds, files, errors as one line."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import set_seed
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from agr_trl.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """Run a recipe's `main`; a `UserError` becomes one line on stderr and exit status 2.
+
+    An interrupt says that a rerun resumes and exits with 130, the shell's code for SIGINT.
+    """
+    try:
+        main()
+    except UserError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command continues from the last finished step\n")
+        raise SystemExit(130) from None
+
+
+def start(seed: int) -> None:
+    """Set up processes, logging and seeds; call once, after the settings are parsed.
+
+    Raises `UserError` when the launcher promised more processes than really run together.
+    """
+    if not (torch.accelerator.is_available() or "ACCELERATE_USE_CPU" in os.environ):
+        # Without it torchrun on a CPU machine starts jobs that do not know of each other.
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    promised = int(os.environ.get("WORLD_SIZE", "1"))
+    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1"))
+    if state.num_processes != promised:
+        raise UserError(
+            f"the launcher announced {promised} processes but {state.num_processes} work together; "
+            "launch with `ACCELERATE_USE_CPU=true torchrun --nproc_per_node N` on CPU machines"
+        )
+    level = logging.INFO if state.is_main_process else logging.WARNING
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(asctime)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
+    )
+    logging.getLogger("agr_trl").setLevel(level)
+    transformers.utils.logging.set_verbosity_error()
+    if not (state.is_main_process and sys.stderr.isatty()):
+        transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # bm25s sets itself to DEBUG
+    set_seed(seed)
+    logger.info("%d process(es), commit %s", state.num_processes, commit())
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files."""
+    return PartialState().is_main_process
+
+
+def wait_for_everyone() -> None:
+    """Block until all processes of the job are here."""
+    PartialState().wait_for_everyone()
+
+
+def commit() -> str:
+    """Return the git commit of the checkout that this package lies in, or 'unknown' outside of one."""
+    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
+    return answer.stdout.strip() or "unknown"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is either absent (or old) or whole: temporary file, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, with stable formatting; NaN is refused since JSON has none."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; `UserError` names the file when it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"`{path}` is not valid JSON ({error}); remove it to have it made again"
+        ) from error
+
+
+@contextmanager
+def stopwatch(times: dict[str, float], name: str) -> Iterator[None]:
+    """Add the wall-clock seconds of the block to `times[name]`."""
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        times[name] = round(times.get(name, 0.0) + time.perf_counter() - begin, 2)
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """Return the newest `checkpoint-N` that a Trainer left in a folder, or None."""
+    return get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
+
+
+def without_times(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Drop what no rerun reproduces (times, speeds) and NaN from what a Trainer logged."""
+    times = ("runtime", "per_second", "flos", "step_time")
+    return {
+        name: value
+        for name, value in numbers.items()
+        if value == value and not any(word in name for word in times)
+    }
+
+
+def require_model(folder: str, recipe: str, is_demo: bool) -> None:
+    """Make sure that an earlier stage's model is there.
+
+    In the demo setting a missing one is made now by running its bare recipe, in one process; any other
+    setting stops with the command to run. Hub names (no such folder, no `runs/` in front) pass.
+    """
+    path = Path(folder)
+    configs = ("config.json", "adapter_config.json")
+    is_missing = folder.startswith("runs/") and not any((path / name).is_file() for name in configs)
+    wait_for_everyone()
+    if not is_missing:
+        return
+    script = Path(__file__).resolve().parent.parent / "recipes" / f"{recipe}.py"
+    if not is_demo:
+        raise UserError(f"`{folder}` is not there yet; run `python recipes/{recipe}.py` for it first")
+    if is_main_process():
+        logger.info("`%s` is not there yet: running recipes/%s.py first", folder, recipe)
+        launcher = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in launcher and not name.startswith(("TORCHELASTIC_", "GROUP_", "ROLE_"))
+        }
+        answer = subprocess.run([sys.executable, str(script)], env=kept, check=False)
+        if answer.returncode:
+            raise UserError(f"`python recipes/{recipe}.py` failed; see its message above")
+    wait_for_everyone()

@@ -1,0 +1,205 @@
+"""Product search: BM25 finds the candidates, a scorer (the retriever) ranks them.
+
+Shapes: Q queries, K candidates of a query, N aligned pairs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import bm25s
+import numpy as np
+import pandas as pd
+import Stemmer
+from scipy.special import expit
+
+from agr_trl.data import RelevanceDataset
+from agr_trl.errors import UserError
+
+Scorer = Callable[[list[str], list[str]], np.ndarray]
+"""`scorer(queries, documents)` gives one score per aligned pair, shape (N,)."""
+
+# Single characters and stop words are kept: titles are short, and "xbox one s" needs its words.
+TOKEN_PATTERN = r"(?u)\b\w+\b"
+
+
+def score_distinct(scorer: Scorer, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+    """Score aligned pairs in one call, every distinct (query, document) once; shape (N,), float64.
+
+    Raises `UserError` if the scorer returns another number of scores or one that is not finite.
+    """
+    pairs = pd.DataFrame({"query": list(queries), "document": list(documents)}, dtype=object)
+    if pairs.empty:  # a model need not cope with an empty batch
+        return np.zeros(0)
+    distinct = pairs.drop_duplicates()
+    scores = np.asarray(
+        scorer(distinct["query"].tolist(), distinct["document"].tolist()), dtype=np.float64
+    )
+    if scores.shape != (len(distinct),) or not np.isfinite(scores).all():
+        raise UserError(
+            f"the scorer returned an array of shape {scores.shape} with "
+            f"{np.count_nonzero(~np.isfinite(scores))} values that are not finite for "
+            f"{len(distinct)} pairs; it must return one finite score for each"
+        )
+    # ngroup() numbers pairs by first appearance, the order that drop_duplicates() keeps.
+    return scores[pairs.groupby(["query", "document"], sort=False).ngroup().to_numpy()]
+
+
+class BM25Index:
+    """Score a catalogue's documents by BM25 with Lucene's idf and its k1 = 1.2, b = 0.75.
+
+    Text is lower-cased and stemmed (Snowball English). Source: bm25s, arXiv 2407.03618.
+    """
+
+    def __init__(self, documents: Sequence[str]) -> None:
+        """Index `documents`; positions in this list are the indices used everywhere else.
+
+        Raises `UserError` when no document holds a word.
+        """
+        self._stemmer = Stemmer.Stemmer("english")
+        tokens = self._tokenize(documents)
+        if not any(tokens):
+            raise UserError(
+                f"cannot index a catalogue of {len(tokens)} documents that hold no word; "
+                "give at least one product a title or a description"
+            )
+        self._size = len(tokens)
+        self._model = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
+        self._model.index(tokens, show_progress=False)
+
+    def __len__(self) -> int:
+        """Return the number of documents."""
+        return self._size
+
+    def top(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices (Q, K) and float32 scores (Q, K) of each query's best documents.
+
+        K is `k` or the size of the catalogue if that is smaller. Best first; equal scores keep
+        catalogue order, also at the cut. Documents that share no word with the query score 0 and
+        fill up the row: they are no candidates, callers drop them.
+        """
+        if k < 1:
+            raise UserError(f"`k` is {k}; ask for at least 1 document")
+        k = min(k, self._size)
+        # A query of unknown words keeps this start: the first products, all with score 0.
+        indices = np.tile(np.arange(k, dtype=np.int64), (len(queries), 1))
+        scores = np.zeros((len(queries), k), dtype=np.float32)
+        for rows, document_scores in self._score_distinct(queries):
+            best = _best(document_scores, k)
+            indices[rows] = best
+            scores[rows] = document_scores[best]
+        return indices, scores
+
+    def score(self, queries: Sequence[str], indices: np.ndarray) -> np.ndarray:
+        """Return the BM25 scores (N,) of `queries[i]` with document `indices[i]`, float32, >= 0."""
+        indices = np.asarray(indices, dtype=np.int64)
+        scores = np.zeros(len(queries), dtype=np.float32)
+        for rows, document_scores in self._score_distinct(queries):
+            scores[rows] = document_scores[indices[rows]]
+        return scores
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[str]]:
+        return bm25s.tokenize(
+            list(texts),
+            token_pattern=TOKEN_PATTERN,
+            stopwords=[],
+            stemmer=self._stemmer,
+            return_ids=False,
+            show_progress=False,
+        )
+
+    def _score_distinct(self, queries: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield a distinct query's rows in `queries` and its scores over the catalogue.
+
+        Queries without a known word are left out.
+        """
+        rows_of_query = pd.Series(list(queries), dtype=object).groupby(list(queries)).indices
+        tokens = self._tokenize(list(rows_of_query))
+        for rows, query_tokens in zip(rows_of_query.values(), tokens, strict=True):
+            token_ids = self._model.get_tokens_ids(query_tokens)
+            if token_ids:
+                yield rows, self._model.get_scores_from_ids(token_ids)
+
+
+def _best(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the positions of the `k` largest scores, best first, equal ones in their order."""
+    kth = np.partition(scores, -k)[-k]
+    above = np.flatnonzero(scores > kth)
+    at_cut = np.flatnonzero(scores == kth)[: k - len(above)]
+    above = above[np.argsort(-scores[above], kind="stable")]
+    return np.concatenate([above, at_cut])
+
+
+def blend(retriever_scores: np.ndarray, bm25_scores: np.ndarray, weight: float) -> np.ndarray:
+    """Mix the two scores of one query's candidates: w * minmax(retriever) + (1 - w) * minmax(BM25).
+
+    Shape (K,), range [0, 1]; the retriever's scores are its log-odds, which do not saturate as
+    probabilities do. Scores that are all equal count 0. Raises `UserError` for a weight outside
+    [0, 1]. Source: Fox and Shaw, "Combination of Multiple Searches", TREC-2 (CombSUM on
+    normalised scores).
+    """
+    if not 0 <= weight <= 1:
+        raise UserError(f"`blend_weight` is {weight}; it is the retriever's share, from 0 to 1")
+    return weight * _min_max(retriever_scores) + (1 - weight) * _min_max(bm25_scores)
+
+
+def _min_max(scores: np.ndarray) -> np.ndarray:
+    scores = np.asarray(scores, dtype=np.float64)
+    low, high = scores.min(initial=np.inf), scores.max(initial=-np.inf)
+    return (scores - low) / (high - low) if high > low else np.zeros_like(scores)
+
+
+class ProductSearch:
+    """Search a catalogue: BM25's best candidates, ranked by the retriever or by the blend."""
+
+    def __init__(
+        self,
+        dataset: RelevanceDataset,
+        index: BM25Index,
+        scorer: Scorer,
+        blend_weight: float | None = None,
+    ) -> None:
+        """Use `scorer`'s log-odds alone, or blended with BM25 if there is a `blend_weight`.
+
+        Raises `UserError` if `index` was not built from this data set's documents.
+        """
+        if len(index) != len(dataset.products):
+            raise UserError(
+                f"the index holds {len(index)} documents and the catalogue {len(dataset.products)} "
+                "products; build it with BM25Index(dataset.documents)"
+            )
+        self._products = dataset.products
+        self._documents = dataset.documents
+        self._index = index
+        self._scorer = scorer
+        self._blend_weight = blend_weight
+
+    def search(self, query: str, k: int = 10, candidates: int = 100) -> pd.DataFrame:
+        """Return the best `k` products: rank, product_id, title, score, bm25_score, probability.
+
+        `rank` starts at 1, `score` (the order) is the blend or the probability, both in [0, 1].
+        Only products that share a word with the query are candidates, so there may be fewer than
+        `k` rows and, for a query of unknown words, none. Equal scores keep BM25's order. Raises
+        `UserError` for a blank query.
+        """
+        if not query.strip():
+            raise UserError("the query is blank; type at least one word")
+        indices, bm25_scores = (row[0] for row in self._index.top([query], max(k, candidates)))
+        indices, bm25_scores = indices[bm25_scores > 0], bm25_scores[bm25_scores > 0]
+        documents = [self._documents[i] for i in indices]
+        logits = score_distinct(self._scorer, [query] * len(documents), documents)
+        probability = expit(logits)
+        if self._blend_weight is None:
+            score, key = probability, logits  # log-odds still differ where probabilities round to 1
+        else:
+            score = key = blend(logits, bm25_scores, self._blend_weight)
+        order = np.argsort(-key, kind="stable")[:k]
+        found = self._products.iloc[indices[order]]
+        return pd.DataFrame(
+            {
+                "rank": np.arange(1, len(order) + 1),
+                "product_id": found["product_id"].to_numpy(),
+                "title": found["title"].to_numpy(),
+                "score": score[order],
+                "bm25_score": bm25_scores[order],
+                "probability": probability[order],
+            }
+        )

@@ -1,0 +1,477 @@
+"""Policy-gradient training of encoder-decoders: TRL's RLOO and GRPO trainers on two own seams.
+
+TRL samples and scores `prompt + completion` as one sequence, which an encoder-decoder has not. One
+mixin replaces how token ids are generated and how they are scored; groups, rewards, baselines, KL,
+gathering, logging, checkpoints and resume stay TRL's. A third override cuts long prompts, which TRL
+no longer does and which models with learned positions (BART: 1024) need.
+
+Left out, because the sampled distribution must be the scored one, in plain data-parallel training:
+vLLM and continuous batching, top-k/top-p/min-p and penalties, images, chat and tools, sharded
+parameters (FSDP, DeepSpeed). Each is a `ValueError` at construction. Left to TRL although it could
+be saved: RLOO's second pass over fresh samples for their old log-probabilities.
+
+Notation: B rows (prompts, each repeated for its group), P prompt tokens, D decoder prefix tokens,
+C completion tokens, V vocabulary.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model, parse_flag_from_env
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel, TaskType
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import pad, selective_log_softmax, selective_log_softmax_and_entropy
+
+logger = logging.getLogger(__name__)
+
+# What changes the sampled distribution but not the scored one, with its neutral value.
+_NEUTRAL_SAMPLING = {"top_k": 0, "top_p": 1.0, "min_p": None, "repetition_penalty": 1.0}
+
+_UNSUPPORTED_ARGUMENTS = {
+    "use_vllm": "vLLM has no encoder-decoder models",
+    "use_transformers_continuous_batching": "it generates for decoder-only models",
+    "use_liger_kernel": "its kernels replace the model's forward",
+    "cast_lm_head_to_fp32": "it patches decoder-only models; logits are scored in float32 anyway",
+    "router_aux_loss_coef": "mixture-of-experts losses are not computed",
+    "sync_ref_model": "the KL anchor is the model that training starts from",
+    "generation_kwargs": "they change what is sampled but not what is scored",
+    "chat_template_kwargs": "prompts are plain text",
+    "torch_compile": "the encoder is shared through hooks that a compiled model ignores",
+    "fsdp": "generation needs whole parameters; use plain data parallelism",
+    "deepspeed": "generation needs whole parameters; use plain data parallelism",
+}
+
+
+@dataclass
+class Seq2SeqGRPOConfig(GRPOConfig):
+    """`GRPOConfig` with the KL anchor on, as in `RLOOConfig`: without it generators collapse."""
+
+    beta: float = field(
+        default=0.05, metadata={"help": "KL coefficient; 0 trains without an anchor."}
+    )
+
+
+def decoder_prefix(model: PreTrainedModel) -> list[int]:
+    """Return the D tokens that every decoder input starts with: start token and any forced BOS.
+
+    A forced first token (BART's `<s>`, the target language of mBART) is given, not sampled, so it
+    belongs to the prefix and is not scored. Without `decoder_start_token_id` (T5Gemma) the start is
+    BOS, as in `generate`. Raises `ValueError` where there is neither.
+    """
+    config = model.generation_config
+    start = config.decoder_start_token_id
+    if start is None:
+        start = config.bos_token_id
+    if start is None:
+        raise ValueError(
+            f"{type(model).__name__} has neither `decoder_start_token_id` nor `bos_token_id`; "
+            "set one in `model.generation_config`"
+        )
+    forced = config.forced_bos_token_id
+    return [start] if forced is None else [start, forced]
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout rate below `model` to 0, in place; the model's config keeps its rates.
+
+    TRL's `disable_dropout` reaches `nn.Dropout` only. Families also hold rates as floats: T5's and
+    BART's attention, BART's `activation_dropout` and `layerdrop`. With rate 0.1 a quarter of the
+    sequences of a perfectly on-policy step were clipped.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and "drop" in name:
+                setattr(module, name, 0.0)
+
+
+@contextmanager
+def encode_once(encoder: nn.Module) -> Iterator[None]:
+    """Let `encoder` run on distinct rows only, inside this context; callers still see every row.
+
+    The G completions of a group share their prompt. The hooks live on the encoder, below whatever
+    wraps the model, so the wrapped forward (DDP, autocast, PEFT) is still the one called, and the
+    gradients of repeated rows add up in the one row that was encoded.
+    """
+    inverse: Tensor | None = None
+
+    def keep_distinct_rows(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        nonlocal inverse
+        key = torch.cat([kwargs["input_ids"], kwargs["attention_mask"]], dim=1)  # (B, 2P)
+        distinct, inverse = torch.unique(key, dim=0, return_inverse=True)
+        input_ids, attention_mask = distinct.chunk(2, dim=1)
+        return args, {**kwargs, "input_ids": input_ids, "attention_mask": attention_mask}
+
+    def repeat_rows(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[inverse]
+        return output
+
+    handles = [
+        encoder.register_forward_pre_hook(keep_distinct_rows, with_kwargs=True),
+        encoder.register_forward_hook(repeat_rows),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _blank_generation_config(model: PreTrainedModel) -> Iterator[None]:
+    """Hide the checkpoint's generation settings: `generate` fills every unset one from them.
+
+    BART brings 4 beams, `no_repeat_ngram_size`, `min_length` and a forced EOS. They come back on
+    leaving, so a saved model keeps its own.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@contextmanager
+def _hidden_arguments(args: RLOOConfig | GRPOConfig, **hidden: Any) -> Iterator[None]:
+    """Give `args` other values inside this context."""
+    own = {name: vars(args)[name] for name in hidden}
+    vars(args).update(hidden)
+    try:
+        yield
+    finally:
+        vars(args).update(own)
+
+
+def _pad_right(prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Move TRL's left padding of (B, P) to the right and cut what no row needs.
+
+    Learned positions (BART) count from the left, padding included, so left padding would make a
+    row's log-probability depend on the longest prompt beside it.
+    """
+    order = prompt_mask.argsort(dim=1, descending=True, stable=True)[:, : prompt_mask.sum(1).max()]
+    return prompt_ids.gather(1, order), prompt_mask.gather(1, order)
+
+
+def _until_end(tokens: Tensor, eos_token_ids: list[int]) -> list[list[int]]:
+    """Cut each row of (B, C) after its first end token; a row has at least one token."""
+    is_end = torch.isin(tokens, torch.tensor(eos_token_ids, device=tokens.device))
+    is_before_end = is_end.cumsum(1) - is_end.long() == 0
+    return [row[keep].tolist() for row, keep in zip(tokens.cpu(), is_before_end.cpu(), strict=True)]
+
+
+def _check_arguments(args: RLOOConfig | GRPOConfig, other: dict[str, Any]) -> None:
+    """Raise `ValueError` for what TRL offers and this module does not; before any model loads."""
+    for name, value in other.items():
+        if value is not None:
+            raise ValueError(f"`{name}` is not supported for encoder-decoders; leave it out")
+    for name, neutral in _NEUTRAL_SAMPLING.items():
+        if vars(args)[name] != neutral:
+            raise ValueError(
+                f"`{name}` is {vars(args)[name]}, but completions are scored without it; "
+                f"set it to {neutral}"
+            )
+    if args.temperature <= 0:
+        raise ValueError(f"`temperature` is {args.temperature}; sampling needs one above 0")
+    for name, reason in _UNSUPPORTED_ARGUMENTS.items():
+        # Sharding can also be switched on by the launcher, past `args`.
+        if vars(args).get(name) or parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}"):
+            raise ValueError(f"`{name}` is not supported for encoder-decoders: {reason}")
+    if not args.beta:
+        logger.warning("`beta` is 0: nothing holds the generator near the model it starts from")
+
+
+def _check_dataset(dataset: Any, name: str) -> None:
+    """Raise `ValueError` unless `dataset` (or each in a dict) has plain text in column `prompt`."""
+    if isinstance(dataset, dict):
+        for key, part in dataset.items():
+            _check_dataset(part, f"{name}[{key!r}]")
+        return
+    row: dict[str, Any] = next(iter(dataset), {})
+    if "prompt" not in row:
+        raise ValueError(f"`{name}` has the columns {list(row)}; it needs rows with a `prompt`")
+    if not isinstance(row["prompt"], str):
+        kind = type(row["prompt"]).__name__
+        raise ValueError(f"`prompt` of `{name}` is a {kind}; it must be plain text, not a chat")
+    if {"image", "images"} & row.keys():
+        raise ValueError(f"`{name}` has a column of images, which are not supported; remove it")
+
+
+def _check_adapter(config: PeftConfig, source: str) -> None:
+    """Raise `ValueError` unless the adapter is one for encoder-decoders, without virtual tokens."""
+    if config.task_type != TaskType.SEQ_2_SEQ_LM:
+        raise ValueError(
+            f"{source} has task type {config.task_type}, which the saved adapter would declare; "
+            'use `task_type="SEQ_2_SEQ_LM"` (in YAML `lora_task_type: SEQ_2_SEQ_LM`)'
+        )
+    if config.is_prompt_learning:
+        raise ValueError(f"{source} is {config.peft_type}, which is not supported; use LoRA")
+
+
+def _check_model(
+    model: PreTrainedModel | PeftModel,
+    args: RLOOConfig | GRPOConfig,
+    max_prompt_tokens: int | None,
+) -> None:
+    """Raise `ValueError` for models that cannot be trained here, or not with these lengths."""
+    if not model.config.is_encoder_decoder:
+        raise ValueError(f"{type(model).__name__} is no encoder-decoder; use TRL's own trainer")
+    if "t5" in model.config.model_type and (args.fp16 or model.dtype == torch.float16):
+        raise ValueError("T5 overflows in fp16; set `fp16: false` and use bf16 or fp32")
+    positions = model.config.to_dict().get("max_position_embeddings")
+    limits = {
+        "max_prompt_tokens": max_prompt_tokens,
+        "max_completion_length": args.max_completion_length,
+    }
+    for name, limit in limits.items():
+        if positions is not None and (limit is None or limit > positions):
+            raise ValueError(f"`{name}` is {limit}, but the model has {positions} positions")
+    if is_peft_model(model):
+        if set(model.peft_config) != {"default"}:
+            raise ValueError(f"the PeftModel has adapters {[*model.peft_config]}; load `default`")
+        _check_adapter(model.peft_config["default"], "the PeftModel's adapter")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError("the adapter is frozen; load it with `is_trainable=True`")
+
+
+class _Seq2SeqMixin:
+    """The two seams, for `RLOOTrainer` and `GRPOTrainer` alike.
+
+    Takes TRL's constructor and `max_prompt_tokens`: longer prompts lose their end (None: no limit).
+    The data set needs a `prompt` column of plain text. `model` may be a name or path (loaded in
+    float32 with `AutoModelForSeq2SeqLM`), a model, or a PeftModel with one trainable adapter.
+
+    The KL anchor is what `model` was at construction: a frozen copy in full fine-tuning; with LoRA
+    the model with its adapter switched off, so training that continues from a saved adapter stays
+    anchored to the model below it. `beta=0` goes without. Dropout is switched off in the given
+    model, in place. Raises `ValueError` for everything that is not supported, with the remedy.
+    """
+
+    _config_class: type[RLOOConfig] | type[GRPOConfig]
+    _entropy_bonus_enabled = False  # GRPO sets it per run: only then does entropy need gradients
+
+    # What TRL's constructor sets.
+    _name: str
+    _tokenizer: PreTrainedTokenizerBase
+    accelerator: Any
+    args: Any
+    eos_token_ids: list[int]
+    generation_config: GenerationConfig
+    model: Any
+    model_wrapped: Any
+    pad_to_multiple_of: int | None
+    processing_class: PreTrainedTokenizerBase
+    temperature: float
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: Any,
+        args: RLOOConfig | GRPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: None = None,
+        peft_config: PeftConfig | None = None,
+        *,
+        max_prompt_tokens: int | None = 512,
+        **other: Any,
+    ) -> None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        args = args or self._config_class(f"{name.split('/')[-1]}-{self._name}")
+        _check_arguments(args, {"quantization_config": quantization_config, **other})
+        _check_dataset(train_dataset or [], "train_dataset")
+        _check_dataset(eval_dataset or {}, "eval_dataset")
+        if peft_config is not None:
+            _check_adapter(peft_config, "`peft_config`")
+        trust = {"trust_remote_code": args.trust_remote_code}
+        if isinstance(model, str):
+            options = {"dtype": "float32"} | trust | (args.model_init_kwargs or {})
+            model = AutoModelForSeq2SeqLM.from_pretrained(name, **options)
+        _check_model(model, args, max_prompt_tokens)
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(name, **trust)
+        if not isinstance(processing_class, PreTrainedTokenizerBase):
+            kind = type(processing_class).__name__
+            raise ValueError(f"`processing_class` is a {kind}; pass a tokenizer")
+
+        base = model.get_base_model() if is_peft_model(model) else model
+        disable_dropout(model)
+        # TRL would load the reference by name: as the class that the checkpoint's config names
+        # (BartModel for facebook/bart-base) and blind to weights changed in memory. With `beta`
+        # hidden from it, it builds none.
+        is_anchored_by_copy = args.beta and model is base and peft_config is None
+        reference = (
+            copy.deepcopy(model).eval().requires_grad_(False) if is_anchored_by_copy else None
+        )
+        own_forward = vars(base).get("forward")
+        with _hidden_arguments(args, beta=0.0, model_init_kwargs=None):
+            super().__init__(  # type: ignore[call-arg]
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=reward_processing_classes,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                peft_config=peft_config,
+            )
+        # TRL's fused forward is not used here; later copies of the model would inherit it, still
+        # bound to this one.
+        vars(base).pop("forward", None)
+        if own_forward is not None:
+            base.forward = own_forward
+        disable_dropout(self.model)  # once more for the new adapter's own
+        # RLOOTrainer adds a frozen copy of a given adapter as KL anchor, and saves it too. Without
+        # it TRL anchors to the model with its adapter switched off.
+        if is_peft_model(self.model) and "ref" in self.model.peft_config:
+            self.model.delete_adapter("ref")
+        self.beta = args.beta
+        if reference is not None:
+            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        self.max_prompt_tokens = max_prompt_tokens
+        self._decoder_prefix = decoder_prefix(base)
+        self.generation_config.decoder_start_token_id = self._decoder_prefix[0]
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Tokenize B prompts, each cut to `max_prompt_tokens` with its end token kept."""
+        prompt_ids = self.processing_class(
+            text=prompts,
+            truncation=self.max_prompt_tokens is not None,
+            max_length=self.max_prompt_tokens,
+        )["input_ids"]
+        if not all(prompt_ids):
+            raise ValueError(f"prompt {prompts[prompt_ids.index([])]!r} has no tokens; drop it")
+        return prompt_ids, None, {}
+
+    def _sample(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        """Sample a completion for each of B prompts: at most C token ids, end token included."""
+        padding = {"padding_side": "right", "pad_to_multiple_of": self.pad_to_multiple_of}
+        rows = [torch.tensor(ids, device=self.accelerator.device) for ids in prompt_ids]
+        input_ids = pad(rows, padding_value=self._tokenizer.pad_token_id, **padding)  # (B, P)
+        attention_mask = pad([torch.ones_like(row) for row in rows], padding_value=0, **padding)
+        prefix = input_ids.new_tensor(self._decoder_prefix).expand(len(rows), -1)  # (B, D)
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+            _blank_generation_config(model.get_base_model() if is_peft_model(model) else model),
+            encode_once(model.get_encoder()),
+            self.accelerator.autocast(),  # sampled in the precision that it is scored in
+        ):
+            tokens = model.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                decoder_input_ids=prefix,
+                generation_config=self.generation_config,
+            )  # (B, D + C)
+        return _until_end(tokens[:, prefix.size(1) :], self.eos_token_ids)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **multimodal: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """Score completions: log-probabilities and entropies in nats, each (B, C), 0 where masked.
+
+        `input_ids` and `attention_mask` are (B, P + C): left-padded prompts beside right-padded
+        completions of C = `logits_to_keep` tokens. `batch_size` rows are scored at a time.
+        """
+        prompt_tokens = input_ids.size(1) - logits_to_keep
+        rows = torch.stack([input_ids, attention_mask], dim=1)  # (B, 2, P + C)
+        encoder = self.accelerator.unwrap_model(model).get_encoder()
+        with encode_once(encoder), self.accelerator.autocast():
+            scores = []
+            for chunk in rows.split(batch_size or len(rows)):
+                prompts, completions = chunk.tensor_split([prompt_tokens], dim=2)
+                scores.append(self._score(model, prompts, completions, compute_entropy))
+        logps, entropies = zip(*scores, strict=True)
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+    def _score(
+        self, model: nn.Module, prompts: Tensor, completions: Tensor, compute_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Score (B, 2, P) and (B, 2, C), each ids and mask, through the model's own forward.
+
+        Only the model knows what it does to its logits: T5 scales them, BART adds a bias.
+        """
+        prompt_ids, prompt_mask = _pad_right(*prompts.unbind(1))
+        completion_ids, completion_mask = completions.unbind(1)
+        prefix = completion_ids.new_tensor(self._decoder_prefix).expand(len(completion_ids), -1)
+        # No decoder mask, as in `generate`: what follows the end token cannot reach what precedes
+        # it, and a pad token sampled before the end was seen by the tokens after it.
+        logits = model(
+            input_ids=prompt_ids,
+            attention_mask=prompt_mask,
+            decoder_input_ids=torch.cat([prefix, completion_ids[:, :-1]], dim=1),
+            use_cache=False,
+        ).logits[:, prefix.size(1) - 1 :]  # (B, C, V)
+        logits = logits.float()
+        options = {"temperature": self.temperature, "row_mask": completion_mask}
+        if not compute_entropy:
+            return selective_log_softmax(logits, completion_ids, **options), None
+        options["entropy_requires_grad"] = self._entropy_bonus_enabled
+        return selective_log_softmax_and_entropy(logits, completion_ids, **options)
+
+
+class Seq2SeqRLOOTrainer(_Seq2SeqMixin, RLOOTrainer):
+    """`trl.RLOOTrainer` for any encoder-decoder that `AutoModelForSeq2SeqLM` loads."""
+
+    _config_class = RLOOConfig
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: None, multimodal_fields: dict[str, Any]
+    ) -> list[list[int]]:
+        return self._sample(prompt_ids)
+
+
+class Seq2SeqGRPOTrainer(_Seq2SeqMixin, GRPOTrainer):
+    """`trl.GRPOTrainer` for any encoder-decoder that `AutoModelForSeq2SeqLM` loads.
+
+    `GRPOConfig` has no KL anchor by default (`beta` 0); `Seq2SeqGRPOConfig`, the default, has.
+    """
+
+    _config_class = Seq2SeqGRPOConfig
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: None,
+        multimodal_fields: dict[str, Any],
+        num_generations: int,
+        has_tool_images: bool = False,
+    ) -> tuple[list[list[int]], None]:
+        return self._sample(prompt_ids), None

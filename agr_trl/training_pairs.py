@@ -1,0 +1,129 @@
+"""What the retriever learns from: judged pairs, accepted generated queries, and mined negatives."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from agr_trl.acceptance import independent_scores
+from agr_trl.config import LoopArguments, RetrieverArguments
+from agr_trl.data import RelevanceDataset
+from agr_trl.negatives import mine_negatives
+from agr_trl.relevance import CalibratedRelevance
+from agr_trl.search import BM25Index, Scorer
+
+COLUMNS = ["query", "document", "label", "source"]
+
+
+def gold_pairs(
+    dataset: RelevanceDataset,
+    index: BM25Index,
+    args: RetrieverArguments,
+    scorer: Scorer | None,
+    seed: int,
+) -> pd.DataFrame:
+    """Return the train split's judged pairs and negatives mined for its relevant ones.
+
+    Columns query, document, label in [0, 1], source: "gold", "gold_hard" or "gold_random". A product
+    that a judge called relevant to the query is never its negative, in whichever split.
+    """
+    judged = dataset.pairs("train")
+    gold = judged[["query", "document", "label"]].assign(source="gold")
+    positives = judged[judged["label"] >= 0.5].reset_index(drop=True)
+    if positives.empty or not args.hard_negatives + args.random_negatives:
+        return gold[COLUMNS]
+    positions = pd.Index(dataset.products["product_id"])
+    of_query = positives.groupby("query_id")["product_id"].agg(
+        lambda ids: set(positions.get_indexer(ids).tolist())
+    )
+    mined = mine_negatives(
+        positives["query"].tolist(),
+        positions.get_indexer(positives["product_id"]),
+        index,
+        dataset.documents,
+        num_hard=args.hard_negatives,
+        num_random=args.random_negatives,
+        scorer=scorer,
+        margin=args.negative_margin,
+        excluded=[of_query[query_id] for query_id in positives["query_id"]],
+        seed=seed,
+    )
+    negatives = pd.DataFrame(
+        {
+            "query": positives["query"].to_numpy()[mined["row"]],
+            "document": _texts(dataset.documents, mined["product_index"]),
+            "label": 0.0,
+            "source": "gold_" + mined["kind"],
+        }
+    ).drop_duplicates(["query", "document"])
+    return pd.concat([gold, negatives], ignore_index=True)[COLUMNS]
+
+
+def synthetic_pairs(
+    queries: pd.DataFrame,
+    dataset: RelevanceDataset,
+    index: BM25Index,
+    args: LoopArguments,
+    margin: float,
+    calibrated: CalibratedRelevance,
+    seed: int,
+) -> pd.DataFrame:
+    """Return accepted queries with their products and mined negatives, columns as `gold_pairs`.
+
+    `queries` has query, product_index and relevance. With `soft_labels` every pair is labelled with
+    the probability that S, calibrated on gold pairs, gives it; a hard query that is hardly relevant
+    then teaches little (GPL, arXiv 2112.07577, labels its pairs by a teacher for the same reason).
+    """
+    queries = queries.reset_index(drop=True)
+    relevance = queries["relevance"].to_numpy()
+    positives = pd.DataFrame(
+        {
+            "query": queries["query"],
+            "document": _texts(dataset.documents, queries["product_index"]),
+            "label": calibrated.probability(relevance) if args.soft_labels else 1.0,
+            "source": "synthetic",
+        }
+    )
+    mined = mine_negatives(
+        queries["query"].tolist(),
+        queries["product_index"].to_numpy(),
+        index,
+        dataset.documents,
+        num_hard=args.synthetic_hard_negatives,
+        num_random=args.synthetic_random_negatives,
+        scorer=calibrated.scorer.score,
+        margin=margin,
+        seed=seed,
+    )
+    negative_queries = queries["query"].to_numpy()[mined["row"]].tolist()
+    documents = _texts(dataset.documents, mined["product_index"])
+    labels = np.zeros(len(mined))
+    if args.soft_labels:
+        scores = independent_scores(calibrated.scorer, negative_queries, documents)
+        labels = calibrated.probability(scores)
+    negatives = pd.DataFrame(
+        {
+            "query": negative_queries,
+            "document": documents,
+            "label": labels,
+            "source": "synthetic_" + mined["kind"],
+        }
+    )
+    return pd.concat([positives, negatives], ignore_index=True)[COLUMNS]
+
+
+def mix(
+    gold: pd.DataFrame, synthetic: pd.DataFrame, args: LoopArguments, seed: int
+) -> pd.DataFrame:
+    """Return gold pairs, repeated, with synthetic ones up to `max_synthetic_share` of all, shuffled."""
+    repeated = pd.concat([gold] * args.gold_repeats_per_round, ignore_index=True)
+    share = args.max_synthetic_share
+    limit = int(share / (1 - share) * len(repeated)) if share < 1 else len(synthetic)
+    if len(synthetic) > limit:
+        synthetic = synthetic.sample(limit, random_state=seed)
+    both = pd.concat([repeated, synthetic], ignore_index=True)
+    return both.sample(frac=1, random_state=seed, ignore_index=True)
+
+
+def _texts(documents: Sequence[str], positions: Sequence[int] | pd.Series) -> list[str]:
+    return [documents[position] for position in positions]

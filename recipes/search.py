@@ -1,0 +1,67 @@
+"""Search a catalogue: BM25 finds candidates, the retriever ranks them.
+
+    python recipes/search.py "cordless lamp for a small desk" --retriever_name_or_path runs/demo/retriever
+    python recipes/search.py --interactive
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+from agr_trl.adversarial import load_dataset
+from agr_trl.config import DataArguments, parse_recipe
+from agr_trl.errors import UserError
+from agr_trl.retriever import Retriever
+from agr_trl.runtime import require_model, run_recipe, start
+from agr_trl.search import BM25Index, ProductSearch
+
+
+@dataclass
+class ScriptArguments:
+    retriever_name_or_path: str = field(metadata={"help": "Model or folder that ranks the candidates"})
+    query: str = field(default="", metadata={"help": "What to search for; may also stand first, bare"})
+    interactive: bool = field(default=False, metadata={"help": "Read one query a line until an empty one"})
+    top_k: int = field(default=10, metadata={"help": "Products to print"})
+    candidates: int = field(default=100, metadata={"help": "BM25 products that the retriever reads"})
+    blend_weight: float | None = field(
+        default=None, metadata={"help": "Retriever's share beside BM25; default: the model's own, else 1"}
+    )
+    seed: int = field(default=0, metadata={"help": "Unused here; kept for every recipe"})
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    if words and not words[0].startswith("-"):
+        words = [f"--query={words[0]}", *words[1:]]
+    recipe = parse_recipe({"": (DataArguments, ScriptArguments)}, __file__, words)
+    start(recipe[""].values["seed"])
+    data_args, args = recipe[""].build()
+    if not args.query.strip() and not args.interactive:
+        raise UserError('give a query, `search.py "desk lamp"`, or `--interactive`')
+    require_model(args.retriever_name_or_path, "train_retriever", recipe.is_demo)
+
+    dataset = load_dataset(data_args)
+    retriever = Retriever.from_pretrained(args.retriever_name_or_path).to_device()
+    weight = args.blend_weight if args.blend_weight is not None else retriever.blend_weight
+    index = BM25Index(dataset.documents)
+    search = ProductSearch(dataset, index, retriever.score, weight)
+    if args.query.strip():
+        show(search, args.query, args)
+    while args.interactive:
+        query = input("query> ").strip() if sys.stdin.isatty() else sys.stdin.readline().strip()
+        if not query:
+            return
+        show(search, query, args)
+
+
+def show(search: ProductSearch, query: str, args: ScriptArguments) -> None:
+    """Print the ranked products of one query."""
+    found = search.search(query, k=args.top_k, candidates=args.candidates)
+    if found.empty:
+        print(f"no product shares a word with {query!r}")
+        return
+    table = found.assign(title=found["title"].str[:70])
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+if __name__ == "__main__":
+    run_recipe(main)

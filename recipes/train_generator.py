@@ -1,0 +1,89 @@
+"""Train the generator by policy gradient: queries that the frozen retriever gets wrong, yet on topic.
+
+    accelerate launch recipes/train_generator.py                         # the demo shop
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 recipes/train_generator.py
+    accelerate launch recipes/train_generator.py --config recipes/wands/train_generator.yaml
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from trl import RLOOConfig
+
+from agr_trl.acceptance import AcceptanceFilter
+from agr_trl.adversarial import catalogue_prompts, generator_trainer, load_dataset, save_log
+from agr_trl.config import (
+    DataArguments,
+    GeneratorArguments,
+    LoraArguments,
+    RewardArguments,
+    SamplingArguments,
+    parse_recipe,
+)
+from agr_trl.generator import load_generator, sample_queries
+from agr_trl.relevance import load_relevance_scorer
+from agr_trl.retriever import Retriever
+from agr_trl.runtime import (
+    is_main_process,
+    last_checkpoint,
+    require_model,
+    run_recipe,
+    start,
+)
+from agr_trl.search import BM25Index
+
+
+@dataclass
+class ScriptArguments(GeneratorArguments):
+    retriever_name_or_path: str = field(
+        default="bert-large-uncased", metadata={"help": "The frozen retriever to attack"}
+    )
+    prompts: int = field(default=0, metadata={"help": "Products to train on (a sample); 0: all"})
+
+
+def main() -> None:
+    types = (DataArguments, ScriptArguments, LoraArguments, RewardArguments, RLOOConfig)
+    recipe = parse_recipe({"": types}, __file__)
+    start(recipe[""].values["seed"])
+    require_model(recipe[""].values["retriever_name_or_path"], "train_retriever", recipe.is_demo)
+    require_model(recipe[""].values["generator_name_or_path"], "warm_up_generator", recipe.is_demo)
+    data_args, script_args, lora_args, reward_args, args = recipe[""].build()
+
+    # 1. Data: the catalogue as prompts
+    dataset = load_dataset(data_args)
+    prompts = catalogue_prompts(dataset)
+    if script_args.prompts:
+        prompts = prompts.sample(min(script_args.prompts, len(prompts)), random_state=args.seed)
+
+    # 2. The frozen retriever, S(q, d), and the policy
+    retriever = Retriever.from_pretrained(script_args.retriever_name_or_path)
+    relevance = load_relevance_scorer(reward_args.relevance_model, dataset.documents)
+    acceptance = AcceptanceFilter(reward_args, BM25Index(dataset.documents))
+    model, tokenizer = load_generator(script_args.generator_name_or_path)
+    trainer = generator_trainer(
+        model, tokenizer, args, lora_args, script_args, prompts,
+        retriever, relevance, acceptance, reward_args,
+    )  # fmt: skip
+
+    # 3. Train, save, show
+    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+    folder = Path(args.output_dir)
+    if is_main_process():
+        trainer.save_model(str(folder / "generator"))
+        save_log(trainer, folder / "generator_log.json")
+        few = prompts.sample(8, random_state=0)
+        sampling = SamplingArguments(queries_per_product=3, max_query_tokens=args.max_completion_length)
+        queries = sample_queries(
+            trainer.accelerator.unwrap_model(trainer.model), tokenizer, few["prompt"].tolist(), sampling,
+            script_args.max_prompt_tokens,
+        )  # fmt: skip
+        table = pd.DataFrame({"title": few["title"].str[:60], "queries": [" | ".join(q) for q in queries]})
+        print(table.to_string(index=False))
+        print(f"generator: {folder / 'generator'}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,75 @@
+"""Train the retriever: a cross-encoder that says whether a product is relevant to a query.
+
+    python recipes/train_retriever.py                                  # the demo shop
+    accelerate launch recipes/train_retriever.py --config recipes/wands/train_retriever.yaml
+"""
+
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from agr_trl.adversarial import load_dataset
+from agr_trl.config import DataArguments, RetrieverArguments, parse_recipe
+from agr_trl.evaluation import format_table, score_candidates
+from agr_trl.retriever import dev_metrics, load_retriever, retriever_trainer
+from agr_trl.runtime import (
+    is_main_process,
+    last_checkpoint,
+    run_recipe,
+    start,
+    without_times,
+    write_json,
+)
+from agr_trl.search import BM25Index
+from agr_trl.training_pairs import gold_pairs
+
+
+def main() -> None:
+    recipe = parse_recipe({"": (DataArguments, RetrieverArguments, TrainingArguments)}, __file__)
+    start(recipe[""].values["seed"])
+    data_args, retriever_args, args = recipe[""].build()
+
+    # 1. Data: judged pairs, with BM25 and random negatives for the relevant ones
+    dataset = load_dataset(data_args)
+    index = BM25Index(dataset.documents)
+    train = gold_pairs(dataset, index, retriever_args, scorer=None, seed=args.seed)
+    dev = dataset.pairs("dev")
+
+    # 2. Model and trainer
+    retriever = load_retriever(retriever_args, dataset.documents)
+    trainer = retriever_trainer(
+        retriever,
+        args,
+        train,
+        dev,
+        dev_metrics(dev, dataset.has_ids),
+        lora_rank=retriever_args.retriever_lora_rank,
+        early_stopping_patience=retriever_args.early_stopping_patience,
+    )
+
+    # 3. Before, training, after
+    before = trainer.evaluate()
+    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+    after = trainer.evaluate()
+
+    # 4. Save what others load, and the numbers of this run
+    if is_main_process():
+        folder = Path(args.output_dir)
+        scored = None
+        if dataset.has_ids:
+            scored = score_candidates(retriever.score, dataset, "dev", index)
+            retriever.blend_weight, _ = scored.choose_blend_weight(data_args.relevant_grade)
+        retriever.save(folder / "retriever")
+        metrics = {"before": without_times(before), "after": without_times(after)}
+        if scored is not None:
+            metrics["dev"] = scored.evaluate(retriever.blend_weight, data_args.relevant_grade)
+            print(format_table(metrics["dev"]))
+        write_json(folder / "metrics.json", metrics)
+        print(f"dev PR-AUC {before['eval_pr_auc']:.4f} -> {after['eval_pr_auc']:.4f}")
+        print(f"retriever: {folder / 'retriever'}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    run_recipe(main)

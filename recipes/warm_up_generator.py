@@ -1,0 +1,63 @@
+"""Teach the generator to write queries at all: supervised, document to query, before any reward.
+
+    python recipes/warm_up_generator.py                                  # the demo shop
+    accelerate launch recipes/warm_up_generator.py --config recipes/wands/warm_up_generator.yaml
+"""
+
+from pathlib import Path
+
+from transformers import Seq2SeqTrainingArguments
+
+from agr_trl.adversarial import load_dataset
+from agr_trl.config import DataArguments, WarmUpArguments, parse_recipe
+from agr_trl.generator import (
+    judged_query_pairs,
+    new_or_loaded_generator,
+    warm_up_pairs,
+    warm_up_trainer,
+)
+from agr_trl.runtime import (
+    is_main_process,
+    last_checkpoint,
+    run_recipe,
+    start,
+    without_times,
+    write_json,
+)
+
+
+def main() -> None:
+    types = (DataArguments, WarmUpArguments, Seq2SeqTrainingArguments)
+    recipe = parse_recipe({"": types}, __file__)
+    start(recipe[""].values["seed"])
+    data_args, warm_up_args, args = recipe[""].build()
+
+    # 1. Data: judged queries of relevant products, and pseudo-queries from the catalogue's titles
+    dataset = load_dataset(data_args)
+    train = warm_up_pairs(dataset, warm_up_args, args.seed)
+    dev = judged_query_pairs(dataset, "dev")
+
+    # 2. Model and trainer
+    model, tokenizer = new_or_loaded_generator(warm_up_args, dataset)
+    trainer = warm_up_trainer(model, tokenizer, args, warm_up_args, train, dev)
+
+    # 3. Before, training, after
+    before = trainer.evaluate()
+    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+    after = trainer.evaluate()
+
+    # 4. Save
+    if is_main_process():
+        folder = Path(args.output_dir)
+        model.save_pretrained(folder / "generator")
+        tokenizer.save_pretrained(folder / "generator")
+        metrics = {"before": without_times(before), "after": without_times(after)}
+        write_json(folder / "metrics.json", metrics)
+        print(f"dev loss {before['eval_loss']:.3f} -> {after['eval_loss']:.3f} nats a token")
+        print(f"generator: {folder / 'generator'}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,465 @@
+import json
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from seq2seq_models import (
+    BOS,
+    EOS,
+    FAMILIES,
+    PAD,
+    PROMPTS,
+    build_model,
+    build_tokenizer,
+    build_trainer,
+    parameters_of,
+)
+from transformers import BertConfig, BertLMHeadModel
+from trl import GRPOConfig, RLOOConfig
+from trl.trainer.utils import pad
+
+from agr_trl import seq2seq_trainer
+from agr_trl.seq2seq_trainer import (
+    Seq2SeqGRPOConfig,
+    Seq2SeqGRPOTrainer,
+    Seq2SeqRLOOTrainer,
+    decoder_prefix,
+    disable_dropout,
+)
+
+TRAINERS = {
+    "rloo": (Seq2SeqRLOOTrainer, RLOOConfig),
+    "grpo": (Seq2SeqGRPOTrainer, Seq2SeqGRPOConfig),
+}
+GROUP = [PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[1]] * 2  # 3 distinct prompts, shuffled
+
+
+def lora(**options: Any) -> LoraConfig:
+    return LoraConfig(
+        task_type="SEQ_2_SEQ_LM", r=4, target_modules="all-linear", lora_dropout=0.1, **options
+    )
+
+
+def batch(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    tensors = [torch.tensor(row) for row in rows]
+    ids = pad(tensors, padding_value=PAD, padding_side=side)
+    return ids, pad([torch.ones_like(row) for row in tensors], padding_side=side)
+
+
+def score(
+    trainer: Any,
+    prompts: list[list[int]],
+    completions: list[list[int]],
+    side: str = "left",
+    model: Any = None,
+    **options: Any,
+) -> Any:
+    """Score lists of token ids as TRL lays them out."""
+    prompt_ids, prompt_mask = batch(prompts, side)
+    completion_ids, completion_mask = batch(completions, "right")
+    return trainer._get_per_token_logps_and_entropies(
+        model or trainer.model,
+        torch.cat([prompt_ids, completion_ids], dim=1),
+        torch.cat([prompt_mask, completion_mask], dim=1),
+        completion_ids.size(1),
+        **options,
+    )
+
+
+def sample(trainer: Any) -> tuple[list[list[int]], list[list[int]]]:
+    prompts, _, _ = trainer._tokenize_prompts(GROUP)
+    return prompts, trainer._sample(prompts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scored_log_probabilities_are_those_of_sampling(family, tmp_path, monkeypatch):
+    model = build_model(family)
+    trainer = build_trainer(model, tmp_path)
+    generate, outputs = model.generate, []
+
+    def recording(**kwargs):
+        outputs.append(generate(**kwargs, output_scores=True, return_dict_in_generate=True))
+        return outputs[0].sequences
+
+    monkeypatch.setattr(model, "generate", recording)
+    prompts, completions = sample(trainer)
+    sampled = torch.stack(outputs[0].scores, dim=1).log_softmax(-1)  # (B, C, V)
+    logps, entropies, _ = score(trainer, prompts, completions, compute_entropy=True)
+
+    assert len({len(ids) for ids in completions}) > 1  # some ended early
+    assert not torch.isinf(sampled).any()  # nothing filtered, banned or forced
+    for row, ids in enumerate(completions):
+        steps = sampled[row, : len(ids)]
+        expected = steps.gather(1, torch.tensor(ids)[:, None])[:, 0]
+        torch.testing.assert_close(logps[row, : len(ids)], expected, atol=1e-5, rtol=0)
+        assert logps[row, len(ids) :].eq(0).all()
+        entropy = -(steps.exp() * steps).sum(-1)
+        torch.testing.assert_close(entropies[row, : len(ids)], entropy, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_sampled_frequencies_follow_the_scores(family, tmp_path):
+    # 4,000 draws of one token: every frequency within 5 standard errors of its scored probability.
+    trainer = build_trainer(build_model(family), tmp_path, max_completion_length=1)
+    prompts, _, _ = trainer._tokenize_prompts([PROMPTS[0]] * 4000)
+    torch.manual_seed(0)
+    tokens = torch.tensor(trainer._sample(prompts))
+    every_token = [[token] for token in range(24)]
+    probability = score(trainer, prompts[:24], every_token)[0].detach().exp()[:, 0]
+    assert probability.sum().item() == pytest.approx(1, abs=1e-5)
+    frequency = torch.bincount(tokens[:, 0], minlength=24) / 4000
+    error = (probability * (1 - probability) / 4000).sqrt()
+    assert ((frequency - probability).abs() < 5 * error + 1e-4).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_and_neighbours_do_not_matter(family, tmp_path):
+    trainer = build_trainer(build_model(family), tmp_path)
+    prompts, completions = sample(trainer)
+    left, right = (score(trainer, prompts, completions, side)[0] for side in ("left", "right"))
+    chunked = score(trainer, prompts, completions, batch_size=3)[0]
+    torch.testing.assert_close(left, right, atol=1e-6, rtol=0)
+    torch.testing.assert_close(left, chunked, atol=1e-5, rtol=0)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        alone = score(trainer, [prompt], [completion])[0][0]
+        torch.testing.assert_close(left[row, : len(completion)], alone, atol=1e-5, rtol=0)
+
+
+def test_a_sampled_pad_token_counts_and_what_follows_the_end_does_not(tmp_path):
+    trainer = build_trainer(build_model("bart"), tmp_path)
+    prompts, _, _ = trainer._tokenize_prompts(PROMPTS[:2])
+    with_pad = score(trainer, prompts, [[5, PAD, 7, EOS], [5, EOS]])[0]
+    assert with_pad[0].lt(0).all()
+    assert with_pad[1].lt(0).tolist() == [True, True, False, False]
+    alone = score(trainer, prompts[1:], [[5, EOS]])[0]
+    torch.testing.assert_close(with_pad[1:, :2], alone, atol=1e-6, rtol=0)
+    cut = seq2seq_trainer._until_end(torch.tensor([[5, EOS, PAD], [EOS, 5, 6], [4, 5, 6]]), [EOS])
+    assert cut == [[5, EOS], [EOS], [4, 5, 6]]
+
+
+def test_decoder_prefix_holds_a_forced_first_token():
+    assert decoder_prefix(build_model("t5")) == [PAD]
+    assert decoder_prefix(build_model("bart")) == [EOS, BOS]
+    assert decoder_prefix(build_model("mbart")) == [BOS]
+    nowhere = build_model("t5")
+    nowhere.generation_config.update(decoder_start_token_id=None, bos_token_id=None)
+    with pytest.raises(ValueError, match="decoder_start_token_id"):
+        decoder_prefix(nowhere)
+
+
+def first_encoder_layer(model: torch.nn.Module) -> torch.nn.Module:
+    encoder = model.get_encoder()
+    return encoder.block[0] if "block" in dict(encoder.named_children()) else encoder.layers[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_encodes_each_distinct_prompt_once_per_pass(family, tmp_path):
+    trainer = build_trainer(build_model(family), tmp_path, max_steps=1)
+    rows: list[int] = []
+    for model in (trainer.model, trainer.ref_model):
+        first_encoder_layer(model).register_forward_pre_hook(
+            lambda _, args, kwargs: rows.append(len((*args, *kwargs.values())[0])), with_kwargs=True
+        )
+    trainer.train()
+    # 8 rows of 2 prompts: sampling, old scores, reference scores, and the loss.
+    assert rows == [2, 2, 2, 2]
+    assert not trainer.model.get_encoder()._forward_pre_hooks  # nothing left behind
+
+
+def test_sharing_the_encoder_changes_neither_scores_nor_gradients(tmp_path, monkeypatch):
+    trainer = build_trainer(build_model("t5"), tmp_path)
+    prompts, completions = sample(trainer)
+
+    def scores_and_gradients():
+        trainer.model.zero_grad()
+        logps = score(trainer, prompts, completions)[0]
+        logps.sum().backward()
+        return logps.detach(), {n: p.grad.clone() for n, p in trainer.model.named_parameters()}
+
+    shared = scores_and_gradients()
+    monkeypatch.setattr(seq2seq_trainer, "encode_once", lambda encoder: nullcontext())
+    torch.testing.assert_close(shared, scores_and_gradients(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("family", ["t5", "bart"])
+@pytest.mark.parametrize("peft_config", [None, lora()], ids=["full", "lora"])
+def test_nothing_is_clipped_on_policy(name, family, peft_config, tmp_path):
+    # The configs' dropout rates are 0.1 to 0.3; any left on moves ratios by far more than 1e-4.
+    trainer = build_trainer(
+        build_model(family),
+        tmp_path,
+        *TRAINERS[name],
+        options={"peft_config": peft_config},
+        epsilon=1e-4,
+        gradient_accumulation_steps=2,
+    )
+    trainer.train()
+    assert trainer.model.training
+    for entry in trainer.state.log_history[:-1]:
+        assert entry["clip_ratio/region_mean"] == 0
+    assert trainer.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert trainer.state.log_history[1]["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_is_off_in_train_mode_and_kept_in_the_config(family):
+    model = build_model(family).train()
+    rates = {k: v for k, v in model.config.to_dict().items() if "drop" in k}
+    disable_dropout(model)
+    ids = torch.tensor([[5, 6, 7, EOS]])
+    torch.manual_seed(0)
+    first, second = (model(input_ids=ids, decoder_input_ids=ids).logits for _ in range(2))
+    assert first.equal(second)
+    assert {k: v for k, v in model.config.to_dict().items() if "drop" in k} == rates
+
+
+def test_only_the_adapter_moves_and_it_reloads(tmp_path):
+    trainer = build_trainer(build_model("t5"), tmp_path, options={"peft_config": lora()})
+    before = parameters_of(trainer.model)
+    trainer.train()
+    moved = {n for n, p in trainer.model.named_parameters() if not p.equal(before[n])}
+    assert moved and all("lora_" in name for name in moved)
+
+    trainer.save_model(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_2_SEQ_LM"
+    reloaded = PeftModel.from_pretrained(build_model("t5"), tmp_path / "adapter").eval()
+    ids = torch.tensor([[5, 6, EOS]])
+    logits = [
+        m.eval()(input_ids=ids, decoder_input_ids=ids).logits for m in (trainer.model, reloaded)
+    ]
+    torch.testing.assert_close(*logits)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_given_adapter_is_anchored_to_the_model_below_it(name, tmp_path, monkeypatch):
+    torch.manual_seed(1)
+    given = get_peft_model(build_model("t5"), lora(init_lora_weights=False))
+    given.save_pretrained(tmp_path / "given")
+    model = PeftModel.from_pretrained(build_model("t5"), tmp_path / "given", is_trainable=True)
+    trainer = build_trainer(model, tmp_path / "run", *TRAINERS[name], max_steps=1)
+    assert set(model.peft_config) == {"default"} and trainer.ref_model is None
+
+    calls = []
+    own = trainer._get_per_token_logps_and_entropies
+
+    def recording(model, *args, **kwargs):
+        result = own(model, *args, **kwargs)
+        calls.append((model.base_model.model.lm_head, model.get_model_status().enabled, result[0]))
+        return result
+
+    monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", recording)
+    trainer.train()
+    enabled = [call[1] for call in calls]
+    assert enabled == ([True, False, True] if name == "rloo" else [False, True])
+    reference, policy = calls[-2][2], calls[-1][2]
+    assert (reference.sum() - policy.sum()).abs() > 0.1  # the adapter does something
+    assert abs(trainer.state.log_history[0]["kl"]) > 1e-3
+
+    trainer.save_model(tmp_path / "saved")
+    assert not [path for path in (tmp_path / "saved").iterdir() if path.is_dir()]
+    saved = PeftModel.from_pretrained(build_model("t5"), tmp_path / "saved")
+    assert set(saved.peft_config) == {"default"}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_full_fine_tuning_moves_the_model_and_not_its_reference(name, tmp_path):
+    # Changed in memory, and never saved: the reference is this very model, not one found by name.
+    model = build_model("t5")
+    torch.nn.init.normal_(model.lm_head.weight, std=0.3)
+    before = parameters_of(model)
+    trainer = build_trainer(model, tmp_path, *TRAINERS[name])
+    trainer.train()
+    assert not model.lm_head.weight.equal(before["shared.weight"])
+    for key, value in trainer.ref_model.named_parameters():
+        assert value.equal(before[key]) and not value.requires_grad
+    assert "forward" not in vars(model)  # TRL's patch would follow into copies
+
+
+def test_a_model_may_be_a_path_even_one_whose_config_names_no_head(tmp_path):
+    path = tmp_path / "bart"
+    build_model("bart").save_pretrained(path)
+    build_tokenizer().save_pretrained(path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"architectures": ["BartModel"]}))
+    trainer = build_trainer(str(path), tmp_path / "run", options={"processing_class": None})
+    trainer.train()
+    assert type(trainer.model).__name__ == type(trainer.ref_model).__name__
+    trainer.save_model(tmp_path / "saved")
+    # Sampling hides the checkpoint's generation settings; a saved model has them back.
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert saved["num_beams"] == 4
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("peft_config", [None, lora()], ids=["full", "lora"])
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(name, peft_config, tmp_path):
+    def run(output_dir, **resume):
+        trainer = build_trainer(
+            build_model("t5"),
+            output_dir,
+            *TRAINERS[name],
+            options={"peft_config": peft_config},
+            max_steps=4,
+            save_strategy="steps",
+            save_steps=2,
+        )
+        trainer.train(**resume)
+        return parameters_of(trainer.model)
+
+    whole = run(tmp_path / "whole")
+    resumed = run(tmp_path / "resumed", resume_from_checkpoint=tmp_path / "whole" / "checkpoint-2")
+    assert all(resumed[key].equal(value) for key, value in whole.items())
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_the_reward_rises(name, family, tmp_path):
+    trainer = build_trainer(
+        build_model(family), tmp_path, *TRAINERS[name], max_steps=40, learning_rate=5e-3
+    )
+    trainer.train()
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.25
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    # TRL switches it on by default.
+    ends = []
+    for checkpointing in (False, True):
+        trainer = build_trainer(
+            build_model("bart"),
+            tmp_path,
+            options={"peft_config": lora()},
+            gradient_checkpointing=checkpointing,
+        )
+        trainer.train()
+        ends.append(parameters_of(trainer.model))
+    torch.testing.assert_close(*ends, atol=1e-5, rtol=0)
+
+
+def test_blank_completions_train(tmp_path):
+    model = build_model("bart")
+    model.final_logits_bias[0, EOS] = 100.0
+    seen = []
+
+    def reward(completions, **kwargs):
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    trainer = build_trainer(model, tmp_path, options={"reward_funcs": reward})
+    trainer.train()
+    assert set(seen) == {""}
+    assert trainer.state.log_history[-2]["completions/max_length"] == 1
+
+
+def test_evaluation_and_prompt_limit(tmp_path):
+    data = Dataset.from_dict({"prompt": PROMPTS})
+    trainer = build_trainer(
+        build_model("t5"), tmp_path, options={"eval_dataset": data, "max_prompt_tokens": 4}
+    )
+    assert 0 <= trainer.evaluate()["eval_reward"] <= 1
+    assert trainer._tokenize_prompts([PROMPTS[2]])[0] == [[7, 8, 9, EOS]]
+    trainer.max_prompt_tokens = None
+    assert trainer._tokenize_prompts([PROMPTS[2]])[0] == [[*range(7, 15), EOS]]
+
+
+def test_a_prompt_without_tokens_is_named(tmp_path):
+    trainer = build_trainer(build_model("t5"), tmp_path)
+    trainer.processing_class.backend_tokenizer.post_processor = None
+    with pytest.raises(ValueError, match="has no tokens"):
+        trainer._tokenize_prompts(["w4", ""])
+
+
+def test_kl_is_on_by_default(caplog, tmp_path):
+    assert RLOOConfig.beta == Seq2SeqGRPOConfig.beta == 0.05
+    build_trainer(build_model("t5"), tmp_path, Seq2SeqGRPOTrainer, GRPOConfig)
+    assert "`beta` is 0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"top_k": 50}, "top_k"),
+        ({"top_p": 0.9}, "top_p"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"repetition_penalty": 1.2}, "repetition_penalty"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"generation_kwargs": {"num_beams": 2}}, "generation_kwargs"),
+        ({"chat_template_kwargs": {"x": 1}}, "chat_template_kwargs"),
+        ({"use_vllm": True}, "use_vllm"),
+        ({"use_transformers_continuous_batching": True}, "use_transformers_continuous_batching"),
+        ({"use_liger_kernel": True}, "use_liger_kernel"),
+        ({"sync_ref_model": True}, "sync_ref_model"),
+        ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef"),
+        ({"torch_compile": True}, "torch_compile"),
+        ({"max_completion_length": 64}, "max_completion_length"),
+    ],
+)
+def test_unsupported_arguments_are_named(arguments, named, tmp_path):
+    with pytest.raises(ValueError, match=f"`{named}`"):
+        build_trainer(build_model("bart"), tmp_path, **arguments)
+
+
+@pytest.mark.parametrize("option", ["tools", "rollout_func", "environment_factory"])
+def test_unsupported_grpo_options_are_named(option, tmp_path):
+    with pytest.raises(ValueError, match=f"`{option}`"):
+        build_trainer(build_model("t5"), tmp_path, *TRAINERS["grpo"], options={option: [print]})
+
+
+@pytest.mark.parametrize("launcher", ["FSDP", "DEEPSPEED"])
+def test_sharding_by_the_launcher_is_refused(launcher, tmp_path, monkeypatch):
+    args = RLOOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    monkeypatch.setenv(f"ACCELERATE_USE_{launcher}", "true")
+    with pytest.raises(ValueError, match=f"`{launcher.lower()}`"):
+        Seq2SeqRLOOTrainer(build_model("t5"), len, args)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"peft_config": LoraConfig(task_type="CAUSAL_LM")}, "SEQ_2_SEQ_LM"),
+        ({"peft_config": LoraConfig()}, "SEQ_2_SEQ_LM"),
+        (
+            {"peft_config": PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=2)},
+            "use LoRA",
+        ),
+        ({"train_dataset": None}, "prompt"),
+        ({"train_dataset": Dataset.from_dict({"text": ["a"]})}, "prompt"),
+        ({"train_dataset": Dataset.from_dict({"prompt": [[{"role": "user"}]]})}, "chat"),
+        ({"train_dataset": Dataset.from_dict({"prompt": ["a"], "image": [0]})}, "images"),
+        ({"eval_dataset": {"dev": Dataset.from_dict({"text": ["a"]})}}, r"eval_dataset\['dev'\]"),
+        ({"processing_class": object()}, "tokenizer"),
+        ({"quantization_config": object()}, "quantization_config"),
+        ({"max_prompt_tokens": 64}, "32 positions"),
+    ],
+)
+def test_unsupported_inputs_are_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        build_trainer(build_model("bart"), tmp_path, options=options)
+
+
+def test_unsupported_models_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        build_trainer(
+            BertLMHeadModel(BertConfig(vocab_size=24, is_decoder=True, **small)), tmp_path
+        )
+    with pytest.raises(ValueError, match="fp16"):
+        build_trainer(build_model("t5").half(), tmp_path)
+    causal = get_peft_model(
+        build_model("t5"), LoraConfig(task_type="CAUSAL_LM", target_modules="q")
+    )
+    with pytest.raises(ValueError, match="SEQ_2_SEQ_LM"):
+        build_trainer(causal, tmp_path)
+    frozen = get_peft_model(build_model("t5"), lora()).requires_grad_(False)
+    with pytest.raises(ValueError, match="is_trainable"):
+        build_trainer(frozen, tmp_path)
+    two = get_peft_model(build_model("t5"), lora())
+    two.add_adapter("ref", lora())
+    with pytest.raises(ValueError, match="ref"):
+        build_trainer(two, tmp_path)
