@@ -2,12 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from agr_trl.config import RewardArguments
+from agr_trl.errors import UserError
 from agr_trl.relevance import RelevanceScorer
 from agr_trl.search import BM25Index
 
@@ -19,6 +21,11 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+def vocabulary_of(texts: Iterable[str]) -> frozenset[str]:
+    """Return all words of some texts, lower-cased."""
+    return frozenset(word for text in texts for word in words(text))
+
+
 def is_copy(query: str, document: str) -> bool:
     """Whether the query's words stand in the document as one unbroken run."""
     query_words = words(query)
@@ -26,13 +33,13 @@ def is_copy(query: str, document: str) -> bool:
 
 
 def copy_rate(queries: Sequence[str], documents: Sequence[str]) -> float:
-    """Return the share of queries, in [0, 1], that are an unbroken run of their document's words."""
+    """Return the share of queries, in [0, 1], that are a run of their document's words."""
     pairs = list(zip(queries, documents, strict=True))
     return sum(is_copy(query, document) for query, document in pairs) / max(1, len(pairs))
 
 
 def duplicate_rate(queries: Sequence[str]) -> float:
-    """Return the share of queries, in [0, 1], that repeat an earlier one (case and spaces aside)."""
+    """Return the share of queries, in [0, 1], that repeat an earlier one but for case and signs."""
     keys = [" ".join(words(query)) for query in queries]
     return 1 - len(set(keys)) / len(keys) if keys else 0.0
 
@@ -61,15 +68,25 @@ def query_statistics(queries: Sequence[str], documents: Sequence[str]) -> dict[s
 
 @dataclass
 class AcceptanceFilter:
-    """The rules that a generated query must pass, the first that fails names the reason.
+    """The rules that a generated query must pass; the first that fails names the reason.
 
-    `blank`: no word; `broken`: a word repeats at once or a piece is unknown; `copy_of_title`: the whole
-    title; `low_relevance`: S below `min_relevance`; `round_trip`: the product is not among BM25's top
-    `round_trip_top_k` for the query (off at 0); `duplicate`: the same pair was accepted before.
+    `blank`: no word; `broken`: a word repeats at once or a piece is unknown; `copy_of_title`: the
+    whole title, if that has more than three words; `unknown_word` (with `known_words_only`): a word
+    outside `vocabulary`, as a small generator makes up from pieces; `low_relevance`: S below `min_relevance`;
+    `round_trip`: the product is not among BM25's top `round_trip_top_k` for the query (off at 0);
+    `duplicate`: the same query for the same product was accepted before. Raises `UserError` for a
+    round trip without an index.
     """
 
     settings: RewardArguments
     index: BM25Index | None = None
+    vocabulary: Collection[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.settings.round_trip_top_k and self.index is None:
+            raise UserError("`round_trip_top_k` needs a BM25 index of the catalogue; pass `index`")
+        if self.settings.known_words_only and self.vocabulary is None:
+            raise UserError("`known_words_only` needs the words that are known; pass `vocabulary`")
 
     def reasons(
         self,
@@ -86,7 +103,9 @@ class AcceptanceFilter:
             query_words = words(query)
             key = (" ".join(query_words), int(product_indices[row]))
             reason = _text_reason(query, query_words, title)
-            if not reason and relevance[row] < self.settings.min_relevance:
+            if not reason and self._has_unknown_word(query_words):
+                reason = "unknown_word"
+            if not reason and not relevance[row] >= self.settings.min_relevance:  # NaN included
                 reason = "low_relevance"
             if not reason and not returned[row]:
                 reason = "round_trip"
@@ -96,6 +115,11 @@ class AcceptanceFilter:
                 seen.add(key)
             reasons.append(reason)
         return reasons
+
+    def _has_unknown_word(self, query_words: list[str]) -> bool:
+        if not self.settings.known_words_only or self.vocabulary is None:
+            return False
+        return any(word not in self.vocabulary for word in query_words)
 
     def _returns(self, queries: Sequence[str], product_indices: np.ndarray) -> np.ndarray:
         if self.index is None or not self.settings.round_trip_top_k:
@@ -107,7 +131,7 @@ class AcceptanceFilter:
 def _text_reason(query: str, query_words: list[str], title: str) -> str:
     if not query_words:
         return "blank"
-    repeats = any(a == b for a, b in zip(query_words, query_words[1:], strict=False))
+    repeats = any(a == b for a, b in pairwise(query_words))
     if repeats or "<unk>" in query or "�" in query:
         return "broken"
     if query_words == words(title) and len(query_words) > 3:

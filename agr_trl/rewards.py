@@ -1,8 +1,8 @@
 """The generator's rewards: hard for the frozen retriever, and still about the product.
 
-Each reward is a callable that TRL calls with the completions and the dataset's columns; its `__name__`
-becomes the metric's name, and `reward_weights` in the YAML weighs the sum. All lie in [0, 1], and a
-blank query earns 0 from each.
+Each reward is a callable that TRL calls with the completions and the dataset's columns; its
+`__name__` becomes the metric's name, and `reward_weights` in the YAML weighs the sum. All lie in
+[0, 1], and a blank query earns 0 from each.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from agr_trl.acceptance import AcceptanceFilter, independent_scores, query_statistics, words
 from agr_trl.config import RewardArguments
+from agr_trl.errors import UserError
 from agr_trl.losses import relevance_bce
 from agr_trl.relevance import RelevanceScorer
 from agr_trl.retriever import Retriever
@@ -24,9 +26,10 @@ class RetrieverLossReward:
     With z the log-odds and p = sigmoid(z):
     `bce`: min(softplus(-z), cap) / cap. With cap 4 nats: z = 0 gives .173, z = -4 or less gives 1.
     `uncertainty`: 2 * min(p, 1 - p); 1 where the retriever cannot decide.
-    `margin_band`: 1 for p in [band_low, band_high], falling linearly to 0 at p = 0 and p = 1; keeps the
-    generator away from pairs that are simply wrong (R-Zero, arXiv 2508.05004, keeps .3 to .8).
-    With `gate_loss_reward`, a query with S below `min_relevance` earns nothing for being hard.
+    `margin_band`: 1 for p in [band_low, band_high], falling linearly to 0 at p = 0 and p = 1; keeps
+    the generator away from pairs that are simply wrong (R-Zero, arXiv 2508.05004, keeps .3 to .8).
+    With `gate_loss_reward`, a query with S below `min_relevance` earns nothing for being hard;
+    raises `UserError` if there is no S to gate by. Freezes the retriever.
     """
 
     __name__ = "retriever_loss"
@@ -37,6 +40,8 @@ class RetrieverLossReward:
         settings: RewardArguments,
         relevance: RelevanceScorer | None = None,
     ) -> None:
+        if settings.gate_loss_reward and relevance is None:
+            raise UserError("`gate_loss_reward` needs S; pass `relevance`, or set it to false")
         self.retriever = retriever.freeze()
         self.settings = settings
         self.gate = relevance if settings.gate_loss_reward else None
@@ -60,7 +65,7 @@ class RetrieverLossReward:
             z = torch.from_numpy(np.asarray(logits, dtype=np.float32))
             losses = relevance_bce(z, torch.ones_like(z)).numpy()
             return np.minimum(losses, settings.loss_cap_nats) / settings.loss_cap_nats
-        p = 1 / (1 + np.exp(-np.asarray(logits, dtype=np.float64)))
+        p = expit(np.asarray(logits, dtype=np.float64))
         if settings.loss_reward == "uncertainty":
             return 2 * np.minimum(p, 1 - p)
         low, high = settings.band_low, settings.band_high
@@ -92,7 +97,7 @@ class RelevanceReward:
 class AcceptanceReward:
     """1 for a query that the acceptance filter would keep, else 0.
 
-    Its mean is the acceptance rate. The recipes give it weight 0, which logs it without optimising it.
+    Its mean is the acceptance rate. The recipes give it weight 0: logged, not optimised.
     """
 
     __name__ = "accepted"

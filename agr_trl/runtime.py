@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,8 +16,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import set_seed
-
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import Trainer
 
 from agr_trl.errors import UserError
 
@@ -81,7 +81,7 @@ def wait_for_everyone() -> None:
 
 
 def commit() -> str:
-    """Return the git commit of the checkout that this package lies in, or 'unknown' outside of one."""
+    """Return the git commit of the checkout that this package lies in, else 'unknown'."""
     folder = Path(__file__).resolve().parent
     command = ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"]
     try:
@@ -128,8 +128,33 @@ def stopwatch(times: dict[str, float], name: str) -> Iterator[None]:
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """Return the newest `checkpoint-N` that a Trainer left in a folder, or None."""
-    return get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
+    """Return the newest whole `checkpoint-N` that a Trainer left in a folder, or None.
+
+    A Trainer writes `trainer_state.json` last; a checkpoint without it was interrupted.
+    """
+    steps = {
+        int(match[1]): path.parent
+        for path in Path(folder).glob("checkpoint-*/trainer_state.json")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.parent.name))
+    }
+    return str(steps[max(steps)]) if steps else None
+
+
+def train_and_evaluate(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train, from the last checkpoint if there is one; return the dev metrics before and after.
+
+    The first evaluation is part of `train()`. One that came earlier would mark the model as already
+    prepared, without DDP: several processes would then train apart from each other.
+    """
+    trainer.args.eval_on_start = True
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
+    before = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
+    both = (before, trainer.evaluate())
+    first, last = (
+        without_times({name: value for name, value in metrics.items() if name.startswith("eval_")})
+        for metrics in both
+    )
+    return first, last
 
 
 def without_times(numbers: dict[str, Any]) -> dict[str, Any]:
@@ -145,27 +170,36 @@ def without_times(numbers: dict[str, Any]) -> dict[str, Any]:
 def require_model(folder: str, recipe: str, is_demo: bool) -> None:
     """Make sure that an earlier stage's model is there.
 
-    In the demo setting a missing one is made now by running its bare recipe, in one process; any other
-    setting stops with the command to run. Hub names (no such folder, no `runs/` in front) pass.
+    In the demo setting a missing one is made now by running its bare recipe, in one process; any
+    other setting stops with the command to run. Names without `runs/` in front pass. Raises
+    `UserError` for a model that is not there in the end.
     """
-    path = Path(folder)
-    configs = ("config.json", "adapter_config.json")
-    is_missing = folder.startswith("runs/") and not any((path / name).is_file() for name in configs)
-    wait_for_everyone()
+    is_missing = folder.startswith("runs/") and not _holds_model(folder)
+    wait_for_everyone()  # nobody may see the model that another has begun to make
     if not is_missing:
         return
     script = Path(__file__).resolve().parent.parent / "recipes" / f"{recipe}.py"
     if not is_demo:
-        raise UserError(f"`{folder}` is not there yet; run `python recipes/{recipe}.py` for it first")
+        raise UserError(
+            f"`{folder}` is not there yet; run `python recipes/{recipe}.py` for it first"
+        )
     if is_main_process():
         logger.info("`%s` is not there yet: running recipes/%s.py first", folder, recipe)
-        launcher = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in launcher and not name.startswith(("TORCHELASTIC_", "GROUP_", "ROLE_"))
-        }
-        answer = subprocess.run([sys.executable, str(script)], env=kept, check=False)
+        answer = subprocess.run(
+            [sys.executable, str(script)], env=_environment_without_launcher(), check=False
+        )
         if answer.returncode:
             raise UserError(f"`python recipes/{recipe}.py` failed; see its message above")
+        if not _holds_model(folder):
+            raise UserError(f"`python recipes/{recipe}.py` has made no `{folder}`; mend that path")
     wait_for_everyone()
+
+
+def _holds_model(folder: str) -> bool:
+    return any((Path(folder) / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def _environment_without_launcher() -> dict[str, str]:
+    """Return the environment without what a launcher set: a recipe then runs in one process."""
+    launcher = re.compile(r"(LOCAL_)?(WORLD_SIZE|RANK)|MASTER_\w+|(TORCHELASTIC|GROUP|ROLE)_\w+")
+    return {name: value for name, value in os.environ.items() if not launcher.fullmatch(name)}

@@ -390,6 +390,7 @@ class _Seq2SeqMixin:
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 decoder_input_ids=prefix,
+                decoder_attention_mask=torch.ones_like(prefix),
                 generation_config=self.generation_config,
             )  # (B, D + C)
         return _until_end(tokens[:, prefix.size(1) :], self.eos_token_ids)
@@ -431,12 +432,15 @@ class _Seq2SeqMixin:
         prompt_ids, prompt_mask = _pad_right(*prompts.unbind(1))
         completion_ids, completion_mask = completions.unbind(1)
         prefix = completion_ids.new_tensor(self._decoder_prefix).expand(len(completion_ids), -1)
-        # No decoder mask, as in `generate`: what follows the end token cannot reach what precedes
-        # it, and a pad token sampled before the end was seen by the tokens after it.
+        decoder_input_ids = torch.cat([prefix, completion_ids[:, :-1]], dim=1)
+        # A mask of ones, as in sampling: what follows the end token cannot reach what precedes it,
+        # and a pad token sampled before the end was seen by the tokens after it. Without a mask
+        # T5Gemma hides every pad token.
         logits = model(
             input_ids=prompt_ids,
             attention_mask=prompt_mask,
-            decoder_input_ids=torch.cat([prefix, completion_ids[:, :-1]], dim=1),
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=torch.ones_like(decoder_input_ids),
             use_cache=False,
         ).logits[:, prefix.size(1) - 1 :]  # (B, C, V)
         logits = logits.float()

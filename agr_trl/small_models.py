@@ -1,7 +1,13 @@
-"""Small BERT and T5 models with tokenizers made from a catalogue, for settings without downloads."""
+"""Small BERT and T5 models with tokenizers made from a catalogue: nothing to download."""
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.preprocessing import normalize
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -19,22 +25,33 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from agr_trl.errors import UserError
+
 
 def build_wordpiece_tokenizer(
     texts: Iterable[str], vocabulary_size: int, max_tokens: int
 ) -> PreTrainedTokenizerFast:
-    """Train a lower-casing WordPiece tokenizer with BERT's `[CLS] a [SEP] b [SEP]` layout."""
+    """Train a lower-casing WordPiece tokenizer with BERT's `[CLS] a [SEP] b [SEP]` layout.
+
+    The same texts give the same tokenizer, in every process.
+    """
+    texts = list(texts)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.WordPieceTrainer(
-            vocab_size=vocabulary_size, special_tokens=special, show_progress=False
-        ),
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    draft = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    draft.normalizer, draft.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+    # The trainer numbers the pieces inside of words ("##a") in the order of a hash map, and breaks
+    # ties by number: two processes would learn different pieces. Naming them first fixes the order.
+    letters = sorted(set("".join(map(normalizer.normalize_str, texts)).replace(" ", "")))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=special + [f"##{letter}" for letter in letters],
+        show_progress=False,
     )
+    draft.train_from_iterator(texts, trainer)
+    tokenizer = Tokenizer(models.WordPiece(draft.get_vocab(), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = draft.normalizer, draft.pre_tokenizer
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -55,35 +72,74 @@ def build_wordpiece_tokenizer(
 def build_small_bert(
     texts: Sequence[str], *, width: int, layers: int, max_tokens: int, vocabulary_size: int = 4_000
 ) -> tuple[BertForSequenceClassification, PreTrainedTokenizerFast]:
-    """Return a randomly initialised one-logit BERT and a tokenizer trained on `texts`."""
+    """Return a one-logit BERT that can learn to match from few pairs, and its tokenizer.
+
+    From a plain random start a cross-encoder needs many thousand steps to find out that a word of
+    the query standing in the document matters. Two starts make it hundreds: word vectors from
+    latent semantic analysis of `texts`, and keys equal to queries in self-attention, so that a
+    token first attends to tokens like itself (mimetic initialisation, Trockman and Kolter, arXiv
+    2305.09828). Raises `UserError` for a width that attention heads of 32 cannot share.
+    """
     tokenizer = build_wordpiece_tokenizer(texts, vocabulary_size, max_tokens)
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 32),
+        num_attention_heads=_number_of_heads(width),
         intermediate_size=4 * width,
         max_position_embeddings=max(max_tokens, 64),
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
         pad_token_id=tokenizer.pad_token_id,
         num_labels=1,
     )
-    return BertForSequenceClassification(config), tokenizer
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        vectors = model.bert.embeddings.word_embeddings.weight
+        vectors.copy_(_semantic_vectors(tokenizer, texts, width) * 0.3 * width**0.5)
+        vectors[tokenizer.pad_token_id] = 0
+        for layer in model.bert.encoder.layer:
+            # A token meets its like with a logit of about 7, far above the log of those around.
+            layer.attention.self.query.weight.normal_(0, 0.12)
+            layer.attention.self.key.weight.copy_(layer.attention.self.query.weight)
+    return model, tokenizer
+
+
+def _semantic_vectors(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], width: int
+) -> torch.Tensor:
+    """Return a vector of norm about 1 for each word piece, (V, width): half LSA, half random."""
+    pieces = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    rows = np.repeat(np.arange(len(pieces)), [len(ids) for ids in pieces])
+    columns = np.fromiter((piece for ids in pieces for piece in ids), dtype=np.int64)
+    counts = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(pieces), len(tokenizer)))
+    dimensions = max(1, min(64, width, len(pieces) - 1))
+    svd = TruncatedSVD(dimensions, random_state=0)
+    svd.fit(TfidfTransformer(sublinear_tf=True).fit_transform(counts))
+    semantic = normalize(svd.components_.T * svd.singular_values_)  # (V, dimensions)
+    spread = torch.randn(dimensions, width) / width**0.5
+    noise = torch.randn(len(tokenizer), width) / width**0.5
+    return 0.5**0.5 * (torch.from_numpy(semantic).float() @ spread + noise)
 
 
 def build_small_t5(
     texts: Sequence[str], *, width: int, layers: int, vocabulary_size: int
 ) -> tuple[T5ForConditionalGeneration, PreTrainedTokenizerFast]:
-    """Return a randomly initialised T5 (v1.1 shape) and a Unigram tokenizer trained on `texts`."""
-    tokenizer = Tokenizer(models.Unigram())
+    """Return a randomly initialised T5 (v1.1 shape) and a BPE tokenizer trained on `texts`.
+
+    The same texts give the same tokenizer, in every process; training a Unigram one, as T5's own
+    is, depends on the order of a hash map. Raises `UserError` for a width that attention heads of
+    32 cannot share.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.train_from_iterator(
         texts,
-        trainers.UnigramTrainer(
+        trainers.BpeTrainer(
             vocab_size=vocabulary_size,
             special_tokens=["<pad>", "</s>", "<unk>"],
-            unk_token="<unk>",
             show_progress=False,
         ),
     )
@@ -104,7 +160,7 @@ def build_small_t5(
         d_kv=32,
         d_ff=2 * width,
         num_layers=layers,
-        num_heads=max(1, width // 32),
+        num_heads=_number_of_heads(width),
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
         pad_token_id=fast.pad_token_id,
@@ -112,3 +168,9 @@ def build_small_t5(
         decoder_start_token_id=fast.pad_token_id,
     )
     return T5ForConditionalGeneration(config), fast
+
+
+def _number_of_heads(width: int) -> int:
+    if width % 32 and width > 32:
+        raise UserError(f"the width of a new model is {width}; it must be a multiple of 32")
+    return max(1, width // 32)

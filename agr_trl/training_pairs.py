@@ -24,8 +24,8 @@ def gold_pairs(
 ) -> pd.DataFrame:
     """Return the train split's judged pairs and negatives mined for its relevant ones.
 
-    Columns query, document, label in [0, 1], source: "gold", "gold_hard" or "gold_random". A product
-    that a judge called relevant to the query is never its negative, in whichever split.
+    Columns query, document, label in [0, 1], source: "gold", "gold_hard" or "gold_random". A
+    product that was judged at all relevant to a query (label above 0) is never its negative.
     """
     judged = dataset.pairs("train")
     gold = judged[["query", "document", "label"]].assign(source="gold")
@@ -33,8 +33,10 @@ def gold_pairs(
     if positives.empty or not args.hard_negatives + args.random_negatives:
         return gold[COLUMNS]
     positions = pd.Index(dataset.products["product_id"])
-    of_query = positives.groupby("query_id")["product_id"].agg(
-        lambda ids: set(positions.get_indexer(ids).tolist())
+    of_query = (
+        judged[judged["label"] > 0]
+        .groupby("query_id")["product_id"]
+        .agg(lambda ids: set(positions.get_indexer(ids).tolist()))
     )
     mined = mine_negatives(
         positives["query"].tolist(),
@@ -115,10 +117,11 @@ def synthetic_pairs(
 def mix(
     gold: pd.DataFrame, synthetic: pd.DataFrame, args: LoopArguments, seed: int
 ) -> pd.DataFrame:
-    """Return gold pairs, repeated, with synthetic ones up to `max_synthetic_share` of all, shuffled."""
+    """Return gold pairs, repeated, and at most `max_synthetic_share` synthetic ones, shuffled."""
     repeated = pd.concat([gold] * args.gold_repeats_per_round, ignore_index=True)
     share = args.max_synthetic_share
-    limit = int(share / (1 - share) * len(repeated)) if share < 1 else len(synthetic)
+    # s <= share * (s + gold), solved for s; .6 / .4 is a little below 1.5 in floating point.
+    limit = int(share * len(repeated) / (1 - share) + 1e-9) if share < 1 else len(synthetic)
     if len(synthetic) > limit:
         synthetic = synthetic.sample(limit, random_state=seed)
     both = pd.concat([repeated, synthetic], ignore_index=True)

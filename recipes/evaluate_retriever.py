@@ -27,7 +27,9 @@ logger = logging.getLogger("agr_trl.evaluate_retriever")
 @dataclass
 class ScriptArguments:
     retriever_name_or_path: str = field(metadata={"help": "Model, folder, `bm25` or `cosine`"})
-    split: Literal["train", "dev", "test"] = field(default="dev", metadata={"help": "Judged queries"})
+    split: Literal["train", "dev", "test"] = field(
+        default="dev", metadata={"help": "Judged queries"}
+    )
     output_file: str | None = field(default=None, metadata={"help": "JSON file for the numbers"})
     blend_weight: float | None = field(
         default=None, metadata={"help": "Retriever's share in the blend; default: the model's own"}
@@ -40,8 +42,11 @@ class ScriptArguments:
     seed: int = field(default=0, metadata={"help": "Unused by the measures; kept for every recipe"})
 
 
+SECTIONS = {"": (DataArguments, ScriptArguments)}
+
+
 def main() -> None:
-    recipe = parse_recipe({"": (DataArguments, ScriptArguments)}, __file__)
+    recipe = parse_recipe(SECTIONS, __file__)
     start(recipe[""].values["seed"])
     data_args, args = recipe[""].build()
     require_model(args.retriever_name_or_path, "train_retriever", recipe.is_demo)
@@ -57,7 +62,9 @@ def main() -> None:
     scored = score_candidates(scorer, dataset, args.split, index, args.top_k)
     metrics = scored.evaluate(blend_weight, data_args.relevant_grade)
     if dataset.has_ids and blend_weight is None and scorer is not None:
-        logger.warning("no blend weight is known for this model; give --blend_weight for blend/ figures")
+        logger.warning(
+            "no blend weight is known for this model; give --blend_weight for blend/ figures"
+        )
 
     # 3. Show and write
     print(format_table(metrics))

@@ -1,7 +1,7 @@
 """Search a catalogue: BM25 finds candidates, the retriever ranks them.
 
-    python recipes/search.py "cordless lamp for a small desk" --retriever_name_or_path runs/demo/retriever
-    python recipes/search.py --interactive
+python recipes/search.py "cordless lamp for a small desk" --retriever_name_or_path runs/demo/retriever
+python recipes/search.py --interactive
 """
 
 import sys
@@ -17,22 +17,34 @@ from agr_trl.search import BM25Index, ProductSearch
 
 @dataclass
 class ScriptArguments:
-    retriever_name_or_path: str = field(metadata={"help": "Model or folder that ranks the candidates"})
-    query: str = field(default="", metadata={"help": "What to search for; may also stand first, bare"})
-    interactive: bool = field(default=False, metadata={"help": "Read one query a line until an empty one"})
+    retriever_name_or_path: str = field(
+        metadata={"help": "Model or folder that ranks the candidates"}
+    )
+    query: str = field(
+        default="", metadata={"help": "What to search for; may also stand first, bare"}
+    )
+    interactive: bool = field(
+        default=False, metadata={"help": "Read one query a line until an empty one"}
+    )
     top_k: int = field(default=10, metadata={"help": "Products to print"})
-    candidates: int = field(default=100, metadata={"help": "BM25 products that the retriever reads"})
+    candidates: int = field(
+        default=100, metadata={"help": "BM25 products that the retriever reads"}
+    )
     blend_weight: float | None = field(
-        default=None, metadata={"help": "Retriever's share beside BM25; default: the model's own, else 1"}
+        default=None,
+        metadata={"help": "Retriever's share beside BM25; default: the model's own, else 1"},
     )
     seed: int = field(default=0, metadata={"help": "Unused here; kept for every recipe"})
+
+
+SECTIONS = {"": (DataArguments, ScriptArguments)}
 
 
 def main() -> None:
     words = sys.argv[1:]
     if words and not words[0].startswith("-"):
         words = [f"--query={words[0]}", *words[1:]]
-    recipe = parse_recipe({"": (DataArguments, ScriptArguments)}, __file__, words)
+    recipe = parse_recipe(SECTIONS, __file__, words)
     start(recipe[""].values["seed"])
     data_args, args = recipe[""].build()
     if not args.query.strip() and not args.interactive:

@@ -1,8 +1,8 @@
 """Train the generator by policy gradient: queries that the frozen retriever gets wrong, yet on topic.
 
-    accelerate launch recipes/train_generator.py                         # the demo shop
-    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 recipes/train_generator.py
-    accelerate launch recipes/train_generator.py --config recipes/wands/train_generator.yaml
+accelerate launch recipes/train_generator.py                         # the demo shop
+ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 recipes/train_generator.py
+accelerate launch recipes/train_generator.py --config recipes/wands/train_generator.yaml
 """
 
 from dataclasses import dataclass, field
@@ -11,8 +11,13 @@ from pathlib import Path
 import pandas as pd
 from trl import RLOOConfig
 
-from agr_trl.acceptance import AcceptanceFilter
-from agr_trl.adversarial import catalogue_prompts, generator_trainer, load_dataset, save_log
+from agr_trl.adversarial import (
+    acceptance_filter,
+    catalogue_prompts,
+    generator_trainer,
+    load_dataset,
+    save_log,
+)
 from agr_trl.config import (
     DataArguments,
     GeneratorArguments,
@@ -42,9 +47,11 @@ class ScriptArguments(GeneratorArguments):
     prompts: int = field(default=0, metadata={"help": "Products to train on (a sample); 0: all"})
 
 
+SECTIONS = {"": (DataArguments, ScriptArguments, LoraArguments, RewardArguments, RLOOConfig)}
+
+
 def main() -> None:
-    types = (DataArguments, ScriptArguments, LoraArguments, RewardArguments, RLOOConfig)
-    recipe = parse_recipe({"": types}, __file__)
+    recipe = parse_recipe(SECTIONS, __file__)
     start(recipe[""].values["seed"])
     require_model(recipe[""].values["retriever_name_or_path"], "train_retriever", recipe.is_demo)
     require_model(recipe[""].values["generator_name_or_path"], "warm_up_generator", recipe.is_demo)
@@ -59,7 +66,7 @@ def main() -> None:
     # 2. The frozen retriever, S(q, d), and the policy
     retriever = Retriever.from_pretrained(script_args.retriever_name_or_path)
     relevance = load_relevance_scorer(reward_args.relevance_model, dataset.documents)
-    acceptance = AcceptanceFilter(reward_args, BM25Index(dataset.documents))
+    acceptance = acceptance_filter(reward_args, BM25Index(dataset.documents), dataset)
     model, tokenizer = load_generator(script_args.generator_name_or_path)
     trainer = generator_trainer(
         model, tokenizer, args, lora_args, script_args, prompts,
@@ -73,12 +80,16 @@ def main() -> None:
         trainer.save_model(str(folder / "generator"))
         save_log(trainer, folder / "generator_log.json")
         few = prompts.sample(8, random_state=0)
-        sampling = SamplingArguments(queries_per_product=3, max_query_tokens=args.max_completion_length)
+        sampling = SamplingArguments(
+            queries_per_product=3, max_query_tokens=args.max_completion_length
+        )
         queries = sample_queries(
             trainer.accelerator.unwrap_model(trainer.model), tokenizer, few["prompt"].tolist(), sampling,
             script_args.max_prompt_tokens,
         )  # fmt: skip
-        table = pd.DataFrame({"title": few["title"].str[:60], "queries": [" | ".join(q) for q in queries]})
+        table = pd.DataFrame(
+            {"title": few["title"].str[:60], "queries": [" | ".join(q) for q in queries]}
+        )
         print(table.to_string(index=False))
         print(f"generator: {folder / 'generator'}")
     if args.push_to_hub:

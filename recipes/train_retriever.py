@@ -1,7 +1,7 @@
 """Train the retriever: a cross-encoder that says whether a product is relevant to a query.
 
-    python recipes/train_retriever.py                                  # the demo shop
-    accelerate launch recipes/train_retriever.py --config recipes/wands/train_retriever.yaml
+python recipes/train_retriever.py                                  # the demo shop
+accelerate launch recipes/train_retriever.py --config recipes/wands/train_retriever.yaml
 """
 
 from pathlib import Path
@@ -11,21 +11,23 @@ from transformers import TrainingArguments
 from agr_trl.adversarial import load_dataset
 from agr_trl.config import DataArguments, RetrieverArguments, parse_recipe
 from agr_trl.evaluation import format_table, score_candidates
-from agr_trl.retriever import dev_metrics, load_retriever, retriever_trainer
+from agr_trl.pretraining import new_or_loaded_retriever
+from agr_trl.retriever import dev_metrics, retriever_trainer
 from agr_trl.runtime import (
     is_main_process,
-    last_checkpoint,
     run_recipe,
     start,
-    without_times,
+    train_and_evaluate,
     write_json,
 )
 from agr_trl.search import BM25Index
 from agr_trl.training_pairs import gold_pairs
 
+SECTIONS = {"": (DataArguments, RetrieverArguments, TrainingArguments)}
+
 
 def main() -> None:
-    recipe = parse_recipe({"": (DataArguments, RetrieverArguments, TrainingArguments)}, __file__)
+    recipe = parse_recipe(SECTIONS, __file__)
     start(recipe[""].values["seed"])
     data_args, retriever_args, args = recipe[""].build()
 
@@ -36,7 +38,7 @@ def main() -> None:
     dev = dataset.pairs("dev")
 
     # 2. Model and trainer
-    retriever = load_retriever(retriever_args, dataset.documents)
+    retriever = new_or_loaded_retriever(retriever_args, dataset, args.seed)
     trainer = retriever_trainer(
         retriever,
         args,
@@ -48,9 +50,7 @@ def main() -> None:
     )
 
     # 3. Before, training, after
-    before = trainer.evaluate()
-    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
-    after = trainer.evaluate()
+    before, after = train_and_evaluate(trainer)
 
     # 4. Save what others load, and the numbers of this run
     if is_main_process():
@@ -60,12 +60,14 @@ def main() -> None:
             scored = score_candidates(retriever.score, dataset, "dev", index)
             retriever.blend_weight, _ = scored.choose_blend_weight(data_args.relevant_grade)
         retriever.save(folder / "retriever")
-        metrics = {"before": without_times(before), "after": without_times(after)}
+        metrics = {"before": before, "after": after}
         if scored is not None:
             metrics["dev"] = scored.evaluate(retriever.blend_weight, data_args.relevant_grade)
             print(format_table(metrics["dev"]))
         write_json(folder / "metrics.json", metrics)
-        print(f"dev PR-AUC {before['eval_pr_auc']:.4f} -> {after['eval_pr_auc']:.4f}")
+        print(f"dev loss {before['eval_loss']:.4f} -> {after['eval_loss']:.4f} nats")
+        if "eval_pr_auc" in after:  # not where dev has one class only
+            print(f"dev PR-AUC {before['eval_pr_auc']:.4f} -> {after['eval_pr_auc']:.4f}")
         print(f"retriever: {folder / 'retriever'}")
     if args.push_to_hub:
         trainer.push_to_hub()

@@ -1,7 +1,7 @@
 """Teach the generator to write queries at all: supervised, document to query, before any reward.
 
-    python recipes/warm_up_generator.py                                  # the demo shop
-    accelerate launch recipes/warm_up_generator.py --config recipes/wands/warm_up_generator.yaml
+python recipes/warm_up_generator.py                                  # the demo shop
+accelerate launch recipes/warm_up_generator.py --config recipes/wands/warm_up_generator.yaml
 """
 
 from pathlib import Path
@@ -18,17 +18,17 @@ from agr_trl.generator import (
 )
 from agr_trl.runtime import (
     is_main_process,
-    last_checkpoint,
     run_recipe,
     start,
-    without_times,
+    train_and_evaluate,
     write_json,
 )
 
+SECTIONS = {"": (DataArguments, WarmUpArguments, Seq2SeqTrainingArguments)}
+
 
 def main() -> None:
-    types = (DataArguments, WarmUpArguments, Seq2SeqTrainingArguments)
-    recipe = parse_recipe({"": types}, __file__)
+    recipe = parse_recipe(SECTIONS, __file__)
     start(recipe[""].values["seed"])
     data_args, warm_up_args, args = recipe[""].build()
 
@@ -42,16 +42,14 @@ def main() -> None:
     trainer = warm_up_trainer(model, tokenizer, args, warm_up_args, train, dev)
 
     # 3. Before, training, after
-    before = trainer.evaluate()
-    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
-    after = trainer.evaluate()
+    before, after = train_and_evaluate(trainer)
 
     # 4. Save
     if is_main_process():
         folder = Path(args.output_dir)
         model.save_pretrained(folder / "generator")
         tokenizer.save_pretrained(folder / "generator")
-        metrics = {"before": without_times(before), "after": without_times(after)}
+        metrics = {"before": before, "after": after}
         write_json(folder / "metrics.json", metrics)
         print(f"dev loss {before['eval_loss']:.3f} -> {after['eval_loss']:.3f} nats a token")
         print(f"generator: {folder / 'generator'}")

@@ -67,8 +67,13 @@ def _bart(config_class: Any, model_class: Any, **options: Any) -> PreTrainedMode
     )
     model = model_class(config)
     model.final_logits_bias.normal_()
+    model.final_logits_bias[0, EOS] = 1.0
     # What BART's checkpoints bring; none of it may reach sampling.
-    model.generation_config.update(num_beams=4, no_repeat_ngram_size=3, min_length=5)
+    model.generation_config.update(
+        num_beams=4, no_repeat_ngram_size=3, min_length=5, forced_eos_token_id=EOS
+    )
+    if config.decoder_start_token_id is not None:  # BART; mBART, like T5Gemma, declares none
+        model.generation_config.forced_bos_token_id = BOS
     return model
 
 
@@ -100,14 +105,7 @@ FAMILIES = {
         initializer_factor=0.4,
     ),
     "mt5": lambda: _t5(MT5Config, MT5ForConditionalGeneration, initializer_factor=0.4),
-    "bart": lambda: _bart(
-        BartConfig,
-        BartForConditionalGeneration,
-        decoder_start_token_id=EOS,
-        forced_bos_token_id=BOS,
-        forced_eos_token_id=EOS,
-    ),
-    # Like T5Gemma, mBART declares no decoder start.
+    "bart": lambda: _bart(BartConfig, BartForConditionalGeneration, decoder_start_token_id=EOS),
     "mbart": lambda: _bart(MBartConfig, MBartForConditionalGeneration),
     "t5gemma": _t5gemma,
 }

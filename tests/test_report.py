@@ -205,3 +205,207 @@ def page_of(folder: Path) -> Page:
     page = Page(write_report(folder).read_text(encoding="utf-8"))
     assert page.open == []
     return page
+
+
+def test_page_answers_first_and_has_every_round(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "demo"))
+    assert page.text.index("Adversarial training raised PR-AUC on test") < page.text.index("Seed")
+    # Test, not dev: .7204 - .701 = .0194; of the two baselines only the cosine is still better.
+    assert page.row("adversarial (round 1)")[1:3] == ["0.720", "0.740"]
+    assert page.row("change")[1] == "+0.019"
+    assert "Still better without any retriever: cosine of S (0.745)." in page.text
+    assert page.row("adversarial round 1")[1:4] == ["exported", "0.741", "+0.029"]
+    # The bar of round 2 is round 1, the last kept.
+    assert page.row("adversarial round 2")[1:4] == ["rolled back", "0.733", "−0.008"]
+    for title in ("Warm-up (round 0)", "Round 1", "Round 2", "KL", "Entropy", "Rewards"):
+        assert title in page.text
+    assert "python recipes/train_adversarial.py --config demo/config.yaml" in page.text
+    assert str(tmp_path) not in page.text
+    assert "1 h 1 min" in page.text and "0123456789ab" in page.text
+
+
+def test_page_asks_nobody_and_runs_nothing(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo")
+    page = page_of(folder)
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    references = [
+        value for _, name, value in page.attributes if name in ("href", "src", "xlink:href")
+    ]
+    assert references == []
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    assert "http://" not in source and "https://" not in source
+    assert "@import" not in source and "url(" not in source
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
+
+
+def test_queries_and_titles_are_harmless(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo")
+    frame = queries_frame(1, 3)
+    frame.to_parquet(folder / "round_01" / "queries.parquet")
+    page = page_of(folder)
+    assert HOSTILE in page.text
+    assert "oak [U+202E]table[U+202C][U+0007] desk" in page.text
+    assert not set("\u202e\u202c\x07") & set((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_verdicts_are_in_words(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo")
+    frame = queries_frame(1, 4)
+    frame["reason"] = ["", "low_relevance", "round_trip", "some_new_rule"]
+    frame["accepted"] = frame["reason"] == ""
+    frame.to_parquet(folder / "round_01" / "queries.parquet")
+    text = page_of(folder).text
+    for words in ("off topic: S below 0.70", "not found again in BM25's top 20", "some new rule"):
+        assert words in text
+
+
+def test_reason_counts_and_shares(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo")
+    metrics = read_json(folder / "metrics.json")
+    for this, accepted in zip(metrics["rounds"], (3, 0, 1200), strict=True):
+        this["queries"] |= {"accepted": accepted, "not_accepted": {"blank": 1} if accepted else {}}
+    write_json(folder / "metrics.json", metrics)
+    page = page_of(folder)
+    assert page.row("no word in it") == ["no word in it", "125.0 %", "0–", "10.1 %"]
+    assert page.row("accepted") == ["accepted", "375.0 %", "0–", "1,20099.9 %"]
+
+
+def test_without_test_dev_warns(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run", has_test=False))
+    assert "Adversarial training raised PR-AUC on dev" in page.text
+    assert "There is no test split: dev chose checkpoint, round and blend weight" in page.text
+    assert page.row("change")[1] == "+0.029"
+
+
+def test_without_ids_there_is_no_ranking(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run", has_test=False, has_ids=False, is_demo=False))
+    assert all("judged pool" not in cell for row in page.rows for cell in row)
+    assert page.row("BM25")[1:] == ["0.611", "0.631", "–", "–", "–"]
+    assert all("truly relevant" not in cell for row in page.rows for cell in row)
+
+
+def test_page_of_an_older_and_barer_run(tmp_path: Path) -> None:
+    bare = {"pr_auc": None, "roc_auc": None, "f1": 0.5}
+    metrics = {
+        "dataset_format": "pairs",
+        "dev_metric": "pr_auc",
+        "best_round": 0,
+        "rounds": [
+            {"round": 0, "kept": True, "dev": bare},
+            {"round": 1, "kept": False, "dev": bare},
+        ],
+        "dev": bare,
+    }
+    write_json(tmp_path / "metrics.json", metrics)
+    text = page_of(tmp_path).text
+    assert "No adversarial round was kept" in text
+    assert "No log of an adversarial round was found" in text
+    assert "adversarial round 1, rolled back" in summary_table(metrics)
+
+
+def test_unfinished_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no metrics\.json"):
+        write_report(tmp_path)
+
+
+def test_same_run_same_page(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    first = write_report(folder).read_bytes()
+    assert write_report(folder).read_bytes() == first
+
+
+def test_summary_table(tmp_path: Path) -> None:
+    metrics = read_json(make_run(tmp_path / "run") / "metrics.json")
+    lines = summary_table(metrics).splitlines()
+    assert lines[0] == "test: its queries chose nothing"
+    columns = ["pr_auc", "roc_auc", "judged/ndcg@10", "rerank/ndcg@10", "blend/ndcg@10"]
+    assert lines[1].split() == columns
+    assert lines[2].split() == ["BM25", "0.6110", "0.6310", "0.7110", "0.4110", "-"]
+    assert lines[5].split()[-5:] == ["0.7204", "0.7404", "0.8204", "0.5204", "0.6204"]
+    assert lines[7].startswith("dev: dev chose") and "optimistic" in lines[7]
+    assert [line.split("  ")[0] for line in lines[9:14]] == [
+        "BM25",
+        "cosine of S",
+        "supervised (round 0), start",
+        "adversarial round 1, exported",
+        "adversarial round 2, rolled back",
+    ]
+    assert lines[-1].endswith("round 0 87.5 %, round 1 87.5 %, round 2 87.5 %")
+    assert len({len(line) for line in lines[1:6]}) == 1  # aligned
+
+
+def test_summary_table_of_pairs_has_no_ranking(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", has_test=False, has_ids=False, is_demo=False)
+    text = summary_table(read_json(run / "metrics.json"))
+    assert "ndcg" not in text and "test" not in text and "truly" not in text
+
+
+def test_sample_is_seeded_and_accepted_come_first_hardest_before() -> None:
+    queries = queries_frame(1, 300)
+    rows = sample_rows(queries, {"": "accepted"})
+    assert rows == sample_rows(queries, {"": "accepted"})
+    accepted = [row["accepted"] for row in rows]
+    assert accepted == [True] * 28 + [False] * 12
+    for part in (rows[:28], rows[28:]):
+        probabilities = [row["before"] for row in part]
+        assert probabilities == sorted(probabilities)
+    assert len(sample_rows(queries[~queries["accepted"]], {})) == 40
+    assert len(sample_rows(queries[queries["accepted"]].head(5), {})) == 5
+    assert sample_rows(queries.head(0), {}) == []
+
+
+def test_words_and_numbers() -> None:
+    assert [number(0.12345), number(None), number(float("nan"))] == ["0.123", "–", "–"]
+    assert [signed(0.0123), signed(-0.0123), signed(-0.0001)] == ["+0.012", "−0.012", "0.000"]
+    assert [percent(0.125), percent(None)] == ["12.5 %", "–"]
+    assert [duration(45.4), duration(725), duration(12_000)] == ["45 s", "12 min 5 s", "3 h 20 min"]
+    assert metric_name("rerank/ndcg@10") == "nDCG@10 (reranked)"
+    assert visible("a\nb\tc \u2066d\x00") == "a b c [U+2066]d[U+0000]"
+    assert visible("naïve 東京 👩\u200d🔧") == "naïve 東京 👩\u200d🔧"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.25, 0.5, 0.75, 1]),
+        (0.712, 0.741, [0.71, 0.72, 0.73, 0.74, 0.75]),
+        (3, 97, [0, 25, 50, 75, 100]),
+        (0.5, 0.5, [0.46, 0.48, 0.5, 0.52, 0.54]),
+    ],
+)
+def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high, 4) == pytest.approx(expected)
+
+
+def test_line_breaks_where_a_value_is_missing() -> None:
+    chart = line_chart("t", [Line("a", [(0, 0.0), (1, None), (2, 1.0), (3, 0.5)])], limits=(0, 1))
+    assert chart is not None
+    path = chart.lines[0].path
+    assert path.count("M") == 2 and path.count("L") == 1
+    tops = [marker.y for marker in chart.lines[0].markers]
+    assert tops == [chart.bottom, chart.top, (chart.bottom + chart.top) / 2]
+    assert line_chart("t", [Line("a", [(0, None)])]) is None
+
+
+def test_values_are_written_only_where_they_do_not_overlap() -> None:
+    few, many = (line_chart("t", [Line("a", [(x, x) for x in range(n)])]) for n in (6, 7))
+    assert few is not None and len(few.lines[0].markers) == 6
+    assert many is not None and many.lines[0].markers == []
+
+
+@pytest.mark.slow
+def test_page_in_a_browser(tmp_path: Path) -> None:
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    report = write_report(make_run(tmp_path / "run"))
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,900"]
+    command += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
+    picture = tmp_path / "page.png"
+    subprocess.run(
+        [*command, f"--screenshot={picture}", report.as_uri()],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")

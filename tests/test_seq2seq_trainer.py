@@ -77,7 +77,7 @@ def sample(trainer: Any) -> tuple[list[list[int]], list[list[int]]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scored_log_probabilities_are_those_of_sampling(family, tmp_path, monkeypatch):
     model = build_model(family)
-    trainer = build_trainer(model, tmp_path)
+    trainer = build_trainer(model, tmp_path, max_completion_length=16)
     generate, outputs = model.generate, []
 
     def recording(**kwargs):
@@ -184,16 +184,15 @@ def test_sharing_the_encoder_changes_neither_scores_nor_gradients(tmp_path, monk
     torch.testing.assert_close(shared, scores_and_gradients(), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", TRAINERS)
 @pytest.mark.parametrize("family", ["t5", "bart"])
-@pytest.mark.parametrize("peft_config", [None, lora()], ids=["full", "lora"])
-def test_nothing_is_clipped_on_policy(name, family, peft_config, tmp_path):
+@pytest.mark.parametrize(("name", "adapter"), [("rloo", None), ("rloo", lora), ("grpo", lora)])
+def test_nothing_is_clipped_on_policy(name, family, adapter, tmp_path):
     # The configs' dropout rates are 0.1 to 0.3; any left on moves ratios by far more than 1e-4.
     trainer = build_trainer(
         build_model(family),
         tmp_path,
         *TRAINERS[name],
-        options={"peft_config": peft_config},
+        options={"peft_config": adapter and adapter()},
         epsilon=1e-4,
         gradient_accumulation_steps=2,
     )
@@ -201,7 +200,7 @@ def test_nothing_is_clipped_on_policy(name, family, peft_config, tmp_path):
     assert trainer.model.training
     for entry in trainer.state.log_history[:-1]:
         assert entry["clip_ratio/region_mean"] == 0
-    assert trainer.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert trainer.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-5)
     assert trainer.state.log_history[1]["grad_norm"] > 0
 
 
@@ -295,15 +294,17 @@ def test_a_model_may_be_a_path_even_one_whose_config_names_no_head(tmp_path):
     assert saved["num_beams"] == 4
 
 
-@pytest.mark.parametrize("name", TRAINERS)
-@pytest.mark.parametrize("peft_config", [None, lora()], ids=["full", "lora"])
-def test_a_resumed_run_ends_where_the_uninterrupted_one_does(name, peft_config, tmp_path):
+@pytest.mark.parametrize(("name", "adapter"), [("rloo", lora), ("grpo", None)])
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(name, adapter, tmp_path):
+    # Within one epoch: TRL's sampler does not replay the order of epochs before the checkpoint's.
+    data = Dataset.from_dict({"prompt": PROMPTS * 2})
+
     def run(output_dir, **resume):
         trainer = build_trainer(
             build_model("t5"),
             output_dir,
             *TRAINERS[name],
-            options={"peft_config": peft_config},
+            options={"peft_config": adapter and adapter(), "train_dataset": data},
             max_steps=4,
             save_strategy="steps",
             save_steps=2,
@@ -316,15 +317,14 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(name, peft_config, 
     assert all(resumed[key].equal(value) for key, value in whole.items())
 
 
-@pytest.mark.parametrize("name", TRAINERS)
-@pytest.mark.parametrize("family", ["t5", "bart"])
-def test_the_reward_rises(name, family, tmp_path):
+@pytest.mark.parametrize(("name", "family", "rate"), [("rloo", "t5", 5e-2), ("grpo", "bart", 1e-2)])
+def test_the_reward_rises(name, family, rate, tmp_path):
     trainer = build_trainer(
-        build_model(family), tmp_path, *TRAINERS[name], max_steps=40, learning_rate=5e-3
+        build_model(family), tmp_path, *TRAINERS[name], max_steps=30, learning_rate=rate
     )
     trainer.train()
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.25
+    assert rewards[0] < 0.6 and sum(rewards[-5:]) / 5 > rewards[0] + 0.25, rewards
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):
@@ -452,7 +452,7 @@ def test_unsupported_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match="fp16"):
         build_trainer(build_model("t5").half(), tmp_path)
     causal = get_peft_model(
-        build_model("t5"), LoraConfig(task_type="CAUSAL_LM", target_modules="q")
+        build_model("t5"), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
     )
     with pytest.raises(ValueError, match="SEQ_2_SEQ_LM"):
         build_trainer(causal, tmp_path)

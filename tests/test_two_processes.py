@@ -9,10 +9,10 @@ import pytest
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("adapter", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_two_processes_train_one_model(adapter, tmp_path):
     # torchrun, because `accelerate launch --cpu --num_processes 2` runs one process and exits 0.
-    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = TESTS / "scripts" / "train_on_two_processes.py"
     environment = os.environ | {
         "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",

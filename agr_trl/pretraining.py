@@ -1,0 +1,72 @@
+"""A first lesson for a retriever that is built from nothing: which product do these words come from?"""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from transformers import TrainingArguments
+
+from agr_trl.config import RetrieverArguments
+from agr_trl.data import RelevanceDataset
+from agr_trl.generator import pseudo_queries
+from agr_trl.retriever import Retriever, load_retriever, retriever_trainer
+
+logger = logging.getLogger(__name__)
+
+
+def new_or_loaded_retriever(
+    args: RetrieverArguments, dataset: RelevanceDataset, seed: int
+) -> Retriever:
+    """Load the retriever that the settings name; a 'new' one first learns to match words.
+
+    The lesson is self-supervised (as the inverse cloze task, Lee et al., arXiv 1906.00300): words of a
+    product's title against its own text or a random one's. It sees no judgement, and stands in for the
+    pretraining that any downloaded BERT has. Titles come first: in a few words the match is found in
+    some 200 steps, in whole documents not within a thousand.
+    """
+    retriever = load_retriever(args, dataset.documents)
+    steps = args.new_retriever_steps
+    if args.retriever_name_or_path == "new" and steps:
+        logger.info("a new retriever learns to match words, %d steps", steps)
+        titles = dataset.products["title"].tolist()
+        _teach(retriever, matching_pairs(dataset, titles, seed), steps * 3 // 5, seed)
+        _teach(retriever, matching_pairs(dataset, dataset.documents, seed), steps * 2 // 5, seed)
+    return retriever
+
+
+def matching_pairs(dataset: RelevanceDataset, texts: Sequence[str], seed: int) -> pd.DataFrame:
+    """Return pseudo-queries with their product's text (label 1) and with a random one's (label 0).
+
+    `texts` are in catalogue order; columns query, document, label; 20 rows a product at the most.
+    """
+    pseudo = pseudo_queries(dataset, 10, seed)
+    positions = pd.Index(dataset.products["product_id"]).get_indexer(pseudo["product_id"])
+    others = np.random.default_rng(seed).integers(len(texts), size=len(pseudo))
+    frames = [
+        pd.DataFrame(
+            {"query": pseudo["query"], "document": [texts[i] for i in rows], "label": label}
+        )
+        for rows, label in ((positions, 1.0), (others, 0.0))
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _teach(retriever: Retriever, pairs: pd.DataFrame, steps: int, seed: int) -> None:
+    pairs = pairs.sample(min(len(pairs), steps * 64), random_state=seed, ignore_index=True)
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            output_dir=folder,
+            seed=seed,
+            learning_rate=1e-3,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=60,
+            max_steps=steps,
+            per_device_train_batch_size=64,
+            train_sampling_strategy="group_by_length",
+            save_strategy="no",
+            report_to="none",
+            logging_steps=100,
+        )
+        retriever_trainer(retriever, args, pairs, pairs.head(64), lambda _: {}).train()

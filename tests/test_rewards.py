@@ -1,0 +1,163 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from toy_shop import (
+    DOCUMENTS,
+    PROMPTS,
+    TITLES,
+    WordOverlap,
+    build_generator,
+    build_retriever,
+    weights_of,
+)
+from trl import RLOOConfig
+
+from agr_trl.acceptance import AcceptanceFilter
+from agr_trl.config import RewardArguments
+from agr_trl.errors import UserError
+from agr_trl.rewards import AcceptanceReward, RelevanceReward, RetrieverLossReward
+from agr_trl.search import BM25Index
+from agr_trl.seq2seq_trainer import Seq2SeqRLOOTrainer
+
+QUERIES = ["red chair", "", "desk lamp", "?"]
+LOGITS = np.array([0.0, -4.0, -10.0, 10.0, -1000.0], dtype=np.float32)
+
+
+def reward(loss_reward="bce", relevance=None, **settings):
+    settings = {"gate_loss_reward": relevance is not None} | settings
+    arguments = RewardArguments(loss_reward=loss_reward, **settings)
+    return RetrieverLossReward(build_retriever(), arguments, relevance)
+
+
+def test_capped_loss_by_hand():
+    # ln 2 / 4 = .173; softplus(4) = 4.018 is above the cap; softplus(-10) = .0000454
+    expected = [math.log(2) / 4, 1, 1, 4.54e-5 / 4, 1]
+    assert reward().shape(LOGITS).tolist() == pytest.approx(expected, abs=1e-6)
+    assert reward(loss_cap_nats=1).shape(LOGITS)[0] == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_uncertainty_by_hand():
+    # 2 * min(p, 1 - p) with p = .5, .017986, .0000454, .9999546, 0
+    expected = [1, 0.035972, 9.08e-5, 9.08e-5, 0]
+    assert reward("uncertainty").shape(LOGITS).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_margin_band_by_hand():
+    p = np.array([0.0001, 0.15, 0.3, 0.5, 0.8, 0.9, 0.9999])
+    # Below .3: p / .3; above .8: (1 - p) / .2
+    expected = [0.000333, 0.5, 1, 1, 1, 0.5, 0.0005]
+    got = reward("margin_band").shape(np.log(p / (1 - p)))
+    assert got.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss_reward", ["bce", "uncertainty", "margin_band"])
+def test_rewards_lie_in_0_and_1_and_blank_queries_get_0(loss_reward):
+    rewards = reward(loss_reward)(QUERIES, DOCUMENTS[:4], extra_column=[1] * 4)
+    assert rewards[1] == rewards[3] == 0
+    assert all(0 < value <= 1 for value in (rewards[0], rewards[2]))
+    assert all(isinstance(value, float) for value in rewards)
+
+
+def test_the_gate_asks_for_relevance_first():
+    # S of "red chair" is 1 for the red chair, .5 for the other, 0 for a table.
+    documents = [DOCUMENTS[0], DOCUMENTS[1], DOCUMENTS[4]]
+    rewards = reward(relevance=WordOverlap(), min_relevance=0.5)(["red chair"] * 3, documents)
+    assert rewards[0] > 0 and rewards[1] > 0 and rewards[2] == 0
+    ungated = reward(relevance=WordOverlap(), gate_loss_reward=False)
+    assert ungated(["red chair"], [DOCUMENTS[4]])[0] > 0
+    with pytest.raises(UserError, match="`gate_loss_reward` needs S"):
+        reward(gate_loss_reward=True)
+
+
+def test_the_retriever_is_never_changed():
+    retriever = build_retriever()
+    retriever.model.train()
+    before = weights_of(retriever.model)
+    scored = RetrieverLossReward(retriever, RewardArguments(gate_loss_reward=False))
+    for _ in range(2):
+        scored(QUERIES, DOCUMENTS[:4])
+    assert not retriever.model.training
+    assert all(not p.requires_grad and p.grad is None for p in retriever.model.parameters())
+    after = weights_of(retriever.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_relevance_is_s_and_logs_the_queries():
+    logged = {}
+    relevance = RelevanceReward(WordOverlap())
+    documents = [DOCUMENTS[0], DOCUMENTS[0], DOCUMENTS[2], DOCUMENTS[0]]
+    assert relevance(QUERIES, documents, log_metric=logged.__setitem__) == [1, 0, 1, 0]
+    # "desk lamp" is an unbroken run of its document; "red chair" is not, of "red wooden chair".
+    assert logged["queries/copy_rate"] == 0.25
+    assert logged["queries/query_words"] == 1
+    assert len(logged) == 5
+    assert relevance(QUERIES, documents) == [1, 0, 1, 0]
+
+
+def test_acceptance_is_0_or_1():
+    settings = RewardArguments(min_relevance=0.6, round_trip_top_k=1)
+    acceptance = AcceptanceFilter(settings, BM25Index(DOCUMENTS))
+    titles = [title for title, _ in TITLES.values()]
+    products = [0, 1, 0, 0]
+    rewards = AcceptanceReward(WordOverlap(), acceptance)(
+        ["red chair", "red chair", "", "red chair"],
+        [DOCUMENTS[i] for i in products],
+        title=[titles[i] for i in products],
+        product_index=products,
+    )
+    assert rewards == [1, 0, 0, 0]  # accepted, low relevance, blank, a duplicate
+
+
+def test_trl_trains_with_these_rewards(tmp_path):
+    settings = RewardArguments(min_relevance=0.5)
+    retriever, relevance = build_retriever(), WordOverlap()
+    before = weights_of(retriever.model)
+    model, tokenizer = build_generator()
+    prompts = Dataset.from_dict(
+        {
+            "prompt": PROMPTS,
+            "document": DOCUMENTS,
+            "title": [title for title, _ in TITLES.values()],
+            "product_index": list(range(len(DOCUMENTS))),
+        }
+    )
+    trainer = Seq2SeqRLOOTrainer(
+        model=model,
+        reward_funcs=[
+            RetrieverLossReward(retriever, settings, relevance),
+            RelevanceReward(relevance),
+            AcceptanceReward(relevance, AcceptanceFilter(settings)),
+        ],
+        args=RLOOConfig(
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            activation_checkpointing=False,
+            max_steps=2,
+            num_generations=2,
+            per_device_train_batch_size=4,
+            max_completion_length=5,
+            reward_weights=[1.0, 1.0, 0.0],
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=prompts,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert len(logs) == 2
+    for log in logs:
+        means = [
+            log[f"rewards/{name}/mean"] for name in ("retriever_loss", "relevance", "accepted")
+        ]
+        assert all(0 <= mean <= 1 for mean in means)
+        assert log["reward"] == pytest.approx(means[0] + means[1], abs=1e-5)  # the third weighs 0
+        assert "queries/distinct_1" in log
+    after = weights_of(retriever.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
