@@ -21,7 +21,6 @@ import datasets
 import numpy as np
 import pandas as pd
 import yaml
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from peft import PeftModel
 from scipy.special import expit
@@ -49,12 +48,12 @@ from agr_trl.generator import (
     judged_query_pairs,
     load_generator,
     new_or_loaded_generator,
-    sample_queries,
     save_merged_generator,
     warm_up_pairs,
     warm_up_trainer,
 )
 from agr_trl.pretraining import new_or_loaded_retriever
+from agr_trl.query_files import write_query_files
 from agr_trl.relevance import CalibratedRelevance, EmbeddingScorer, load_relevance_scorer
 from agr_trl.retriever import Retriever, dev_metrics, retriever_trainer
 from agr_trl.rewards import AcceptanceReward, RelevanceReward, RetrieverLossReward
@@ -223,35 +222,22 @@ class AdversarialRun:
             save_log(trainer, target.with_name("generator_log.json"))
 
     def _write_queries(self, target: Path, number: int) -> None:
-        """Draw queries on all processes, each for its share of the products; the main one judges them."""
+        """Draw queries for a sample of products on all processes; the main one judges them."""
         chosen = self.prompts.sample(
             min(self.loop.products_per_round, len(self.prompts)),
             random_state=self.seed + 100 + number,
         ).reset_index(drop=True)
-        state = PartialState()
-        set_seed(self.seed * 1_000_003 + number * 1_009 + state.process_index)
-        mine = chosen.iloc[state.process_index :: state.num_processes].reset_index(drop=True)
-        model, tokenizer = load_generator(str(self.round_folder(number) / "generator"))
-        queries = sample_queries(
-            model.to(state.device),
-            tokenizer,
-            mine["prompt"].tolist(),
-            self.loop,
-            self.warm_up_args.max_prompt_tokens,
-        )
-        shard = target.with_name(f"{target.name}.{state.process_index}")
-        mine.assign(query=queries).explode("query", ignore_index=True).to_parquet(shard)
-        wait_for_everyone()
+        parts = target.with_name("queries_parts")
+        generator = self.round_folder(number) / "generator"
+        paths = write_query_files(
+            generator, chosen, parts, self.loop, self.warm_up_args.max_prompt_tokens,
+            self.seed * 1_000 + number,
+        )  # fmt: skip
         if is_main_process():
-            shards = [
-                target.with_name(f"{target.name}.{rank}") for rank in range(state.num_processes)
-            ]
-            drawn = pd.concat([pd.read_parquet(path) for path in shards], ignore_index=True)
-            drawn = drawn.sort_values("product_index", kind="stable", ignore_index=True)
+            drawn = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
             retriever = Retriever.from_pretrained(str(self._best_retriever(number)))
             self._judge(drawn, retriever, number).to_parquet(target, index=False)
-            for path in shards:
-                path.unlink()
+            shutil.rmtree(parts)
 
     def _judge(self, drawn: pd.DataFrame, retriever: Retriever, number: int) -> pd.DataFrame:
         """Add relevance, the attacked retriever's probability, and why a query is not accepted."""
@@ -261,14 +247,13 @@ class AdversarialRun:
         reasons = self.acceptance.reasons(
             queries, drawn["title"].tolist(), drawn["product_index"].to_numpy(), relevance
         )
-        judged = drawn.assign(
+        return drawn.assign(
             round=number,
             probability=probability,
             relevance=relevance,
             reason=reasons,
             accepted=[not reason for reason in reasons],
         )
-        return judged.drop(columns=["prompt"])
 
     def _train_retriever(self, target: Path, number: int) -> None:
         args = self.recipe["retriever"].build(

@@ -6,7 +6,6 @@
 A rerun of the same command continues where the last one stopped.
 """
 
-from agr_trl.report import summary_table, write_report
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from trl import RLOOConfig
 
@@ -22,6 +21,7 @@ from agr_trl.config import (
     WarmUpArguments,
     parse_recipe,
 )
+from agr_trl.report import summary_table, write_report
 from agr_trl.runtime import is_main_process, run_recipe, start
 
 SECTIONS = {

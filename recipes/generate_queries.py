@@ -1,0 +1,69 @@
+"""Write queries for every product of a catalogue, to Parquet files in a folder.
+
+    python recipes/generate_queries.py                                   # the demo shop
+    accelerate launch recipes/generate_queries.py --dataset_format beir --dataset_path data/icecat \
+        --generator_name_or_path runs/icecat/generator --output_dir runs/icecat_queries
+
+A rerun goes on with the chunks that are missing. Read them all with `pandas.read_parquet(output_dir)`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from agr_trl.adversarial import load_dataset, refuse_other_settings
+from agr_trl.config import (
+    DataArguments,
+    GeneratorArguments,
+    RunArguments,
+    SamplingArguments,
+    parse_recipe,
+)
+from agr_trl.query_files import write_query_files
+from agr_trl.runtime import (
+    is_main_process,
+    require_model,
+    run_recipe,
+    start,
+    wait_for_everyone,
+    write_text,
+)
+
+
+@dataclass
+class ScriptArguments(GeneratorArguments, SamplingArguments):
+    products: int = field(default=0, metadata={"help": "Only the first so many products; 0: all"})
+
+
+SECTIONS = {"": (RunArguments, DataArguments, ScriptArguments)}
+
+
+def main() -> None:
+    recipe = parse_recipe(SECTIONS, __file__)
+    start(recipe[""].values["seed"])
+    run_args, data_args, args = recipe[""].build()
+    require_model(args.generator_name_or_path, "train_generator", recipe.is_demo)
+
+    # 1. The catalogue; a folder begun with other settings is not mixed with these
+    prompts = load_dataset(data_args).prompts()
+    if args.products:
+        prompts = prompts.head(args.products)
+    folder = Path(run_args.output_dir)
+    settings = recipe.resolved()
+    if (folder / "config.yaml").is_file():
+        refuse_other_settings(folder / "config.yaml", settings)
+    wait_for_everyone()
+    if is_main_process():
+        write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+
+    # 2. Write, each process its chunks
+    paths = write_query_files(
+        args.generator_name_or_path, prompts, folder, args, args.max_prompt_tokens, run_args.seed
+    )
+    if is_main_process():
+        print(f"{len(prompts)} products, {len(paths)} files in {folder}")
+
+
+if __name__ == "__main__":
+    run_recipe(main)
