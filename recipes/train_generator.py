@@ -27,6 +27,7 @@ from agr_trl.config import (
     parse_recipe,
 )
 from agr_trl.generator import load_generator, sample_queries
+from agr_trl.hub import publish_folder, take_hub_settings
 from agr_trl.relevance import load_relevance_scorer
 from agr_trl.retriever import Retriever
 from agr_trl.runtime import (
@@ -56,6 +57,7 @@ def main() -> None:
     require_model(recipe[""].values["retriever_name_or_path"], "train_retriever", recipe.is_demo)
     require_model(recipe[""].values["generator_name_or_path"], "warm_up_generator", recipe.is_demo)
     data_args, script_args, lora_args, reward_args, args = recipe[""].build()
+    push_to_hub = take_hub_settings(args)
 
     # 1. Data: the catalogue as prompts
     dataset = load_dataset(data_args)
@@ -92,8 +94,8 @@ def main() -> None:
         )
         print(table.to_string(index=False))
         print(f"generator: {folder / 'generator'}")
-    if args.push_to_hub:
-        trainer.push_to_hub()
+        if push_to_hub:
+            publish_folder(folder / "generator", args)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from agr_trl.adversarial import load_dataset
 from agr_trl.config import DataArguments, RetrieverArguments, parse_recipe
 from agr_trl.evaluation import format_table, score_candidates
+from agr_trl.hub import publish_folder, take_hub_settings
 from agr_trl.pretraining import new_or_loaded_retriever
 from agr_trl.retriever import dev_metrics, retriever_trainer
 from agr_trl.runtime import (
@@ -30,6 +31,7 @@ def main() -> None:
     recipe = parse_recipe(SECTIONS, __file__)
     start(recipe[""].values["seed"])
     data_args, retriever_args, args = recipe[""].build()
+    push_to_hub = take_hub_settings(args)
 
     # 1. Data: judged pairs, with BM25 and random negatives for the relevant ones
     dataset = load_dataset(data_args)
@@ -69,8 +71,8 @@ def main() -> None:
         if "eval_pr_auc" in after:  # not where dev has one class only
             print(f"dev PR-AUC {before['eval_pr_auc']:.4f} -> {after['eval_pr_auc']:.4f}")
         print(f"retriever: {folder / 'retriever'}")
-    if args.push_to_hub:
-        trainer.push_to_hub()
+        if push_to_hub:
+            publish_folder(folder / "retriever", args)
 
 
 if __name__ == "__main__":

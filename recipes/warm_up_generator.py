@@ -16,6 +16,7 @@ from agr_trl.generator import (
     warm_up_pairs,
     warm_up_trainer,
 )
+from agr_trl.hub import publish_folder, take_hub_settings
 from agr_trl.runtime import (
     is_main_process,
     run_recipe,
@@ -31,6 +32,7 @@ def main() -> None:
     recipe = parse_recipe(SECTIONS, __file__)
     start(recipe[""].values["seed"])
     data_args, warm_up_args, args = recipe[""].build()
+    push_to_hub = take_hub_settings(args)
 
     # 1. Data: judged queries of relevant products, and pseudo-queries from the catalogue's titles
     dataset = load_dataset(data_args)
@@ -53,8 +55,8 @@ def main() -> None:
         write_json(folder / "metrics.json", metrics)
         print(f"dev loss {before['eval_loss']:.3f} -> {after['eval_loss']:.3f} nats a token")
         print(f"generator: {folder / 'generator'}")
-    if args.push_to_hub:
-        trainer.push_to_hub()
+        if push_to_hub:
+            publish_folder(folder / "generator", args)
 
 
 if __name__ == "__main__":
