@@ -1,13 +1,13 @@
 """The adversarial loop: rounds on disk, each stage reading files and writing files.
 
 round_00  R learns from judged pairs; G is warmed up; G's queries are sampled to look at.
-round_k   R is frozen and attacked by G; G's queries are filtered; R, from the best so far, learns from
-          them and from the judged pairs again; dev says whether the round is kept.
+round_k   R is frozen and attacked by G; G's queries are filtered; R, from the best so far, learns
+          from them and from the judged pairs again; dev says whether the round is kept.
 
-    round_kk/generator/  ->  round_kk/queries.parquet  ->  round_kk/retriever/  ->  round_kk/metrics.json
+    round_kk/generator/ -> round_kk/queries.parquet -> round_kk/retriever/ -> round_kk/metrics.json
 
-A stage whose output exists is skipped, and an output appears under its name only when whole, so the same
-command resumes. Only the main process writes; the others help to train and to write queries.
+A stage whose output exists is skipped, and an output appears under its name only when whole, so the
+same command resumes. Only the main process writes; the others help to train and to write queries.
 """
 
 import logging
@@ -107,8 +107,10 @@ class AdversarialRun:
 
     @cached_property
     def calibrated(self) -> CalibratedRelevance:
-        """S turned into probabilities on the gold train pairs: soft labels and the cosine baseline."""
+        """S turned into probabilities on the train pairs: soft labels and the cosine baseline."""
         train = self.dataset.pairs("train")
+        if (train["label"] >= 0.5).all():  # as in most BEIR sets, which list relevant products only
+            train = self.gold
         return CalibratedRelevance(self.relevance).fit(
             train["query"].tolist(), train["document"].tolist(), train["label"].to_numpy()
         )
@@ -159,7 +161,7 @@ class AdversarialRun:
     def _stage(
         self, target: Path, seed: int, work: Callable[[Path, int], None], number: int
     ) -> None:
-        """Run one stage on all processes unless its output is there; the output appears when whole."""
+        """Run a stage on all processes unless its output is there; it appears when whole."""
         is_done = target.exists()
         wait_for_everyone()  # nobody may see the output of a stage that another has yet to enter
         if is_done:
@@ -355,14 +357,14 @@ class AdversarialRun:
         return summary
 
     def _oracle_share(self, accepted: pd.DataFrame) -> float:
-        """Share of accepted queries that the demo shop's exact oracle calls at least partly relevant."""
+        """Share of accepted queries that the demo shop's exact oracle calls relevant."""
         grades = demo_oracle(self.data_args).grade_many(
             accepted["query"].tolist(), accepted["product_id"].tolist()
         )
         return float(np.mean([(grade or 0) >= self.data_args.relevant_grade for grade in grades]))
 
     def evaluate(self, scorer: Any, split: str, blend_weight: float | None = None) -> Metrics:
-        """Evaluate a scorer on a split; without a weight the blend's is chosen on this very split."""
+        """Evaluate a scorer on a split; without a weight the blend's is chosen on this split."""
         scored = score_candidates(scorer, self.dataset, split, self.index)
         if self.dataset.has_ids and blend_weight is None and scorer is not None:
             blend_weight, _ = scored.choose_blend_weight(self.data_args.relevant_grade)
@@ -393,36 +395,43 @@ class AdversarialRun:
         logger.info("%d products, judgements %s", len(self.dataset.products), sizes)
 
     def _finish(self) -> dict[str, Any]:
-        """Export the best retriever and the last kept generator; write metrics.json."""
+        """Export the best retriever and its round's generator; write metrics.json, once."""
         metrics_file = self.folder / "metrics.json"
-        best = self._best_round(self.loop.rounds + 1)
         rounds = [self.round_metrics(number) for number in range(self.loop.rounds + 1)]
-        if is_main_process():
-            if metrics_file.is_file() and read_json(metrics_file)["rounds"] == rounds:
-                return read_json(metrics_file)
-            retriever = Retriever.from_pretrained(str(self.round_folder(best) / "retriever"))
-            weight = rounds[best]["dev"].get("blend_weight")
-            retriever.blend_weight = weight
-            for name in ("retriever", "generator"):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
-            retriever.save(self.folder / "retriever")
-            save_merged_generator(self.round_folder(best) / "generator", self.folder / "generator")
-            summary: dict[str, Any] = {
-                "dataset_format": self.data_args.dataset_format,
-                "dev_metric": self.loop.dev_metric,
-                "best_round": best,
-                "rounds": rounds,
-                "baselines": {
-                    "bm25": self.evaluate(None, "dev"),
-                    "cosine": self.evaluate(self.calibrated.score, "dev"),
-                },
-                "dev": rounds[best]["dev"],
-            }
-            if (self.dataset.judgements["split"] == "test").any():
-                summary["test"] = self._evaluate_test(best, weight)
-            write_json(metrics_file, summary)
+        is_done = metrics_file.is_file() and read_json(metrics_file)["rounds"] == rounds
+        wait_for_everyone()
+        if is_main_process() and not is_done:
+            metrics_file.unlink(missing_ok=True)  # it vouches for the models beside it
+            best = self._best_round(self.loop.rounds + 1)
+            self._export(best, rounds[best]["dev"].get("blend_weight"))
+            write_json(metrics_file, self._summary(best, rounds))
         wait_for_everyone()
         return read_json(metrics_file)
+
+    def _export(self, best: int, blend_weight: float | None) -> None:
+        """Write retriever/ and generator/ of the run folder anew."""
+        for name in ("retriever", "generator"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        retriever = Retriever.from_pretrained(str(self.round_folder(best) / "retriever"))
+        retriever.blend_weight = blend_weight
+        retriever.save(self.folder / "retriever")
+        save_merged_generator(self.round_folder(best) / "generator", self.folder / "generator")
+
+    def _summary(self, best: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+        summary: dict[str, Any] = {
+            "dataset_format": self.data_args.dataset_format,
+            "dev_metric": self.loop.dev_metric,
+            "best_round": best,
+            "rounds": rounds,
+            "baselines": {
+                "bm25": self.evaluate(None, "dev"),
+                "cosine": self.evaluate(self.calibrated.score, "dev"),
+            },
+            "dev": rounds[best]["dev"],
+        }
+        if (self.dataset.judgements["split"] == "test").any():
+            summary["test"] = self._evaluate_test(best, rounds[best]["dev"].get("blend_weight"))
+        return summary
 
     def _evaluate_test(self, best: int, weight: float | None) -> dict[str, Metrics]:
         """Evaluate on queries that chose nothing: before, after, and the two baselines."""
@@ -439,7 +448,9 @@ class AdversarialRun:
         }
 
     def _check_dev_metric(self) -> None:
-        known = list(PAIR_METRICS)
+        relevant = self.dataset.pairs("dev")["label"] >= 0.5
+        areas = ("roc_auc", "pr_auc")  # not defined where dev has one class only
+        known = [name for name in PAIR_METRICS if name not in areas or relevant.nunique() == 2]
         if self.dataset.has_ids:
             known += [f"{g}/{m}" for g in ("judged", "rerank", "blend") for m in RANKING_METRICS]
         if self.loop.dev_metric not in known:
@@ -493,7 +504,7 @@ def catalogue_prompts(dataset: RelevanceDataset) -> pd.DataFrame:
 def acceptance_filter(
     args: RewardArguments, index: BM25Index, dataset: RelevanceDataset
 ) -> AcceptanceFilter:
-    """Return the acceptance rules; the known words are those of the catalogue and the train queries."""
+    """Return the acceptance rules; words of the catalogue and the train queries are known."""
     texts = [*dataset.documents, *dataset.pairs("train")["query"].unique()]
     return AcceptanceFilter(args, index, vocabulary_of(texts))
 
@@ -510,7 +521,7 @@ def generator_trainer(
     acceptance: AcceptanceFilter,
     reward_args: RewardArguments,
 ) -> Seq2SeqRLOOTrainer:
-    """Build the policy-gradient trainer: G against the frozen R and S, acceptance logged beside them."""
+    """Build the policy-gradient trainer: G against the frozen R and S, acceptance logged too."""
     retriever.to_device()
     rewards = [
         RetrieverLossReward(retriever, reward_args, relevance),

@@ -1,4 +1,4 @@
-"""A first lesson for a retriever that is built from nothing: which product do these words come from?"""
+"""A first lesson for a retriever built from nothing: which product do these words come from?"""
 
 import logging
 import tempfile
@@ -21,10 +21,10 @@ def new_or_loaded_retriever(
 ) -> Retriever:
     """Load the retriever that the settings name; a 'new' one first learns to match words.
 
-    The lesson is self-supervised (as the inverse cloze task, Lee et al., arXiv 1906.00300): words of a
-    product's title against its own text or a random one's. It sees no judgement, and stands in for the
-    pretraining that any downloaded BERT has. Titles come first: in a few words the match is found in
-    some 200 steps, in whole documents not within a thousand.
+    The lesson is self-supervised (as the inverse cloze task, Lee et al., arXiv 1906.00300): words
+    of a product's title against its own text or a random one's. It sees no judgement, and stands in
+    for the pretraining that any downloaded BERT has. Titles come first: in a few words the match is
+    found in some 200 steps, in whole documents not within a thousand.
     """
     retriever = load_retriever(args, dataset.documents)
     steps = args.new_retriever_steps
@@ -54,6 +54,8 @@ def matching_pairs(dataset: RelevanceDataset, texts: Sequence[str], seed: int) -
 
 
 def _teach(retriever: Retriever, pairs: pd.DataFrame, steps: int, seed: int) -> None:
+    if not steps:  # Trainer would take 0 for "until all epochs are over"
+        return
     pairs = pairs.sample(min(len(pairs), steps * 64), random_state=seed, ignore_index=True)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(

@@ -26,9 +26,10 @@ def write_query_files(
 ) -> list[Path]:
     """Write `queries-NNNNN.parquet` for each chunk of products and return all paths, in order.
 
-    `prompts` has a prompt column; its other columns are repeated beside each `query`. Process r of n
-    takes chunks r, r + n, ...; a chunk that is there is skipped, and appears only when whole. Each
-    chunk has its own seed, so the files do not depend on how many processes wrote them or on stops.
+    `prompts` has a prompt column; its other columns are repeated beside each `query`. Process r of
+    n takes chunks r, r + n, ...; a chunk that is there is skipped, and appears only when whole.
+    Each chunk has its own seed, so the files depend neither on how many processes wrote them nor on
+    stops.
     """
     folder.mkdir(parents=True, exist_ok=True)
     begins = range(0, len(prompts), CHUNK_PRODUCTS)
@@ -40,7 +41,7 @@ def write_query_files(
         model, tokenizer = load_generator(str(generator))
         model.to(state.device)
     for number in missing:
-        set_seed(seed * 1_000_003 + number)
+        set_seed((seed * 1_000_003 + number) % 2**32)  # NumPy takes no seed beyond
         chunk = prompts.iloc[begins[number] : begins[number] + CHUNK_PRODUCTS]
         queries = sample_queries(
             model, tokenizer, chunk["prompt"].tolist(), settings, max_prompt_tokens

@@ -4,7 +4,7 @@
     accelerate launch recipes/generate_queries.py --dataset_format beir --dataset_path data/icecat \
         --generator_name_or_path runs/icecat/generator --output_dir runs/icecat_queries
 
-A rerun goes on with the chunks that are missing. Read them all with `pandas.read_parquet(output_dir)`.
+A rerun goes on with the missing chunks. Read them all with `pandas.read_parquet(output_dir)`.
 """
 
 from dataclasses import dataclass, field
@@ -46,16 +46,19 @@ def main() -> None:
     require_model(args.generator_name_or_path, "train_generator", recipe.is_demo)
 
     # 1. The catalogue; a folder begun with other settings is not mixed with these
-    prompts = load_dataset(data_args).prompts()
+    dataset = load_dataset(data_args)
+    prompts = dataset.prompts()
     if args.products:
         prompts = prompts.head(args.products)
     folder = Path(run_args.output_dir)
-    settings = recipe.resolved()
-    if (folder / "config.yaml").is_file():
-        refuse_other_settings(folder / "config.yaml", settings)
+    settings = recipe.resolved() | {"data_fingerprint": dataset.fingerprint()}
+    del settings["output_dir"]
+    settings_file = folder / "_settings.yaml"  # pandas reads no file whose name begins so
+    if settings_file.is_file():
+        refuse_other_settings(settings_file, settings)
     wait_for_everyone()
     if is_main_process():
-        write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        write_text(settings_file, yaml.safe_dump(settings, sort_keys=False))
 
     # 2. Write, each process its chunks
     paths = write_query_files(

@@ -1,6 +1,6 @@
 """Search a catalogue: BM25 finds candidates, the retriever ranks them.
 
-python recipes/search.py "cordless lamp for a small desk" --retriever_name_or_path runs/demo/retriever
+python recipes/search.py "cordless desk lamp" --retriever_name_or_path runs/demo/retriever
 python recipes/search.py --interactive
 """
 

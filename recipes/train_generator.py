@@ -1,4 +1,4 @@
-"""Train the generator by policy gradient: queries that the frozen retriever gets wrong, yet on topic.
+"""Train the generator by policy gradient: on topic, yet wrong for the frozen retriever.
 
 accelerate launch recipes/train_generator.py                         # the demo shop
 ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 recipes/train_generator.py
@@ -86,8 +86,8 @@ def main() -> None:
             queries_per_product=3, max_query_tokens=args.max_completion_length
         )
         queries = sample_queries(
-            trainer.accelerator.unwrap_model(trainer.model), tokenizer, few["prompt"].tolist(), sampling,
-            script_args.max_prompt_tokens,
+            trainer.accelerator.unwrap_model(trainer.model), tokenizer, few["prompt"].tolist(),
+            sampling, script_args.max_prompt_tokens,
         )  # fmt: skip
         table = pd.DataFrame(
             {"title": few["title"].str[:60], "queries": [" | ".join(q) for q in queries]}

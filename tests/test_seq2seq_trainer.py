@@ -17,7 +17,13 @@ from seq2seq_models import (
     build_trainer,
     parameters_of,
 )
-from transformers import BertConfig, BertLMHeadModel
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    ByT5Tokenizer,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from trl import GRPOConfig, RLOOConfig
 from trl.trainer.utils import pad
 
@@ -325,6 +331,38 @@ def test_the_reward_rises(name, family, rate, tmp_path):
     trainer.train()
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     assert rewards[0] < 0.6 and sum(rewards[-5:]) / 5 > rewards[0] + 0.25, rewards
+
+
+def test_byt5_writes_and_scores_bytes(tmp_path):
+    tokenizer = ByT5Tokenizer()
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=384,  # 256 bytes, 3 special and 125 extra ids
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    prompts = ["Title: sofa", "Title: grüne Couch", "Title: lamp", "Title: " + "x" * 40]
+    trainer = build_trainer(
+        T5ForConditionalGeneration(config),
+        tmp_path,
+        options={
+            "processing_class": tokenizer,
+            "train_dataset": Dataset.from_dict({"prompt": prompts}),
+            "peft_config": lora(),
+        },
+        max_steps=1,
+    )
+    ids, _, _ = trainer._tokenize_prompts(prompts)
+    assert ids[1][:-1] == [byte + 3 for byte in "Title: grüne Couch".encode()][:15]
+    assert [len(row) for row in ids] == [12, 16, 12, 16]  # bytes and the end token, cut at 16
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["clip_ratio/region_mean"] == 0 and 0 <= logged["reward"] <= 1
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):

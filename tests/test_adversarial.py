@@ -1,0 +1,341 @@
+"""The adversarial loop as a whole, at toy size: what a run leaves behind, and how it resumes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from toy_runs import load_recipe, run_main, write_beir, write_loop_config, write_pairs
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from agr_trl import adversarial
+from agr_trl.adversarial import AdversarialRun
+from agr_trl.config import parse_recipe
+from agr_trl.errors import UserError
+from agr_trl.retriever import Retriever
+
+STAGES = ("_warm_up", "_train_generator", "_write_queries", "_train_retriever", "_evaluate_round")
+QUERY_COLUMNS = {
+    "product_id", "document", "title", "query", "round", "probability", "relevance", "reason",
+    "accepted", "probability_after",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    return write_beir(tmp_path_factory.mktemp("shop") / "beir")
+
+
+@pytest.fixture(scope="module")
+def config(shop):
+    return write_loop_config(shop.parent / "run.yaml", shop)
+
+
+@pytest.fixture(scope="module")
+def finished(config):
+    """A finished run of one round; tests that change it take a copy."""
+    folder = config.parent / "finished"
+    run_main("train_adversarial", "--config", config, "--output_dir", folder)
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def build_run(config: Path, folder: Path, *words: str) -> AdversarialRun:
+    arguments = ["--config", str(config), "--output_dir", str(folder), *words]
+    sections = load_recipe("train_adversarial").SECTIONS
+    return AdversarialRun(parse_recipe(sections, "recipes/train_adversarial.py", arguments))
+
+
+def read(folder: Path, name: str = "metrics.json"):
+    return json.loads((folder / name).read_text())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file of the run that a rerun must give again: no times, no report."""
+    left_out = ("timings.json", "report.html", "run.json")
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in left_out
+    }
+
+
+def test_run_folder_is_complete(finished):
+    top = {path.name for path in finished.iterdir()}
+    assert top == {
+        "config.yaml", "run.json", "timings.json", "metrics.json", "report.html",
+        "retriever", "generator", "round_00", "round_01",
+    }  # fmt: skip
+    for number in (0, 1):
+        assert {path.name for path in (finished / f"round_{number:02d}").iterdir()} == {
+            "generator", "generator_log.json", "queries.parquet", "retriever",
+            "retriever_log.json", "metrics.json",
+        }  # fmt: skip
+    metrics = read(finished)
+    assert metrics["rounds"] == [read(finished / "round_00"), read(finished / "round_01")]
+    best = 1 if metrics["rounds"][1]["kept"] else 0
+    assert metrics["best_round"] == best
+    assert metrics["dev"] == metrics["rounds"][best]["dev"]
+    assert set(metrics["baselines"]) == {"bm25", "cosine"}
+    assert set(metrics["test"]) == {"bm25", "cosine", "supervised", "adversarial"}
+    assert not any("runtime" in key or "per_second" in key for key in metrics["dev"])
+    assert "<html" in (finished / "report.html").read_text()
+
+
+def test_models_load_with_plain_transformers(finished):
+    best = finished / f"round_{read(finished)['best_round']:02d}"
+    exported = AutoModelForSequenceClassification.from_pretrained(finished / "retriever")
+    assert exported.config.num_labels == 1
+    trained = AutoModelForSequenceClassification.from_pretrained(best / "retriever")
+    for name, value in trained.state_dict().items():
+        assert torch.equal(exported.state_dict()[name], value), name
+    generator = AutoModelForSeq2SeqLM.from_pretrained(finished / "generator").eval()
+    tokenizer = AutoTokenizer.from_pretrained(finished / "generator")
+    prompt = tokenizer(["Title: red oak chair - Description: "], return_tensors="pt")
+    assert generator.generate(**prompt, max_new_tokens=4).shape[0] == 1
+    # A round's generator is an adapter over the warm-up; no pickle and no reference copy beside it.
+    names = {path.name for path in (finished / "round_01" / "generator").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= names
+    assert not names & {"training_args.bin", "ref", "default"}
+    adapter = read(finished / "round_01" / "generator", "adapter_config.json")
+    assert adapter["task_type"] == "SEQ_2_SEQ_LM"
+
+
+def test_every_query_keeps_where_it_came_from(finished):
+    for number in (0, 1):
+        queries = pd.read_parquet(finished / f"round_{number:02d}" / "queries.parquet")
+        assert set(queries.columns) >= QUERY_COLUMNS
+        assert len(queries) == 10 * 2  # products_per_round * queries_per_product
+        assert (queries["round"] == number).all()
+        assert (queries["accepted"] == (queries["reason"] == "")).all()
+        for name in ("probability", "probability_after", "relevance"):
+            assert queries[name].between(0, 1).all(), name
+        counts = read(finished / f"round_{number:02d}")["queries"]
+        assert counts["written"] == 20
+        assert counts["accepted"] == queries["accepted"].sum()
+        assert counts["accepted"] + sum(counts["not_accepted"].values()) == 20
+
+
+def test_queries_hold_the_attacked_and_the_new_retrievers_probability(finished):
+    queries = pd.read_parquet(finished / "round_01" / "queries.parquet")
+    for number, column in ((0, "probability"), (1, "probability_after")):
+        retriever = Retriever.from_pretrained(str(finished / f"round_{number:02d}" / "retriever"))
+        log_odds = retriever.score(queries["query"].tolist(), queries["document"].tolist())
+        expected = 1 / (1 + np.exp(-log_odds))
+        assert queries[column].to_numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_rerun_does_nothing(finished, config):
+    def times():
+        return {
+            path: path.stat().st_mtime_ns
+            for path in finished.rglob("*")
+            if path.is_file() and path.name not in ("report.html", "run.json")
+        }
+
+    before = times()
+    run_main("train_adversarial", "--config", config, "--output_dir", finished)
+    assert times() == before
+
+
+def test_config_of_a_run_starts_the_same_run(finished, config, tmp_path):
+    settings = yaml.safe_load((finished / "config.yaml").read_text())
+    assert settings["generator"]["num_generations"] == 4
+    again = build_run(finished / "config.yaml", tmp_path / "again").recipe.resolved()
+    first = build_run(config, tmp_path / "again").recipe.resolved()
+    assert again == first
+
+
+def test_lost_outputs_are_made_again_byte_for_byte(finished, copy, config):
+    for name in ("retriever", "metrics.json"):
+        lost = copy / "round_01" / name
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    (copy / "metrics.json").unlink()
+    build_run(config, copy).run()
+    assert contents(copy) == contents(finished)
+
+
+def test_interrupted_run_ends_as_an_uninterrupted_one(finished, config, tmp_path, monkeypatch):
+    interrupted = []
+
+    def stop_once(stage):
+        work = getattr(AdversarialRun, stage)
+
+        def method(self, target, number):
+            work(self, target, number)
+            if (stage, number) not in interrupted:  # all is written, but under no final name
+                interrupted.append((stage, number))
+                raise KeyboardInterrupt
+
+        method.__name__ = stage
+        return method
+
+    for stage in STAGES:
+        monkeypatch.setattr(AdversarialRun, stage, stop_once(stage))
+    folder = tmp_path / "run"
+    for _ in range(8):
+        with pytest.raises(KeyboardInterrupt):
+            build_run(config, folder).run()
+    summary = build_run(config, folder).run()
+    assert len(interrupted) == 8  # four stages in each of two rounds
+    assert summary == read(finished)
+    for number in ("round_00", "round_01"):
+        assert read(folder / number) == read(finished / number)
+    assert not list(folder.rglob("*.partial")) + list(folder.rglob("*_checkpoints"))
+
+
+def test_run_stopped_while_it_exports_exports_again(finished, copy, config, monkeypatch):
+    (copy / "metrics.json").unlink()
+    shutil.rmtree(copy / "retriever")
+    with monkeypatch.context() as patch:
+        patch.setattr(adversarial, "save_merged_generator", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build_run(config, copy).run()
+    assert not (copy / "metrics.json").exists()
+    build_run(config, copy).run()
+    assert contents(copy) == contents(finished)
+
+
+def _interrupt(*args):
+    raise KeyboardInterrupt
+
+
+def test_other_settings_or_other_data_are_refused(copy, config, shop, tmp_path):
+    with pytest.raises(UserError, match=r"retriever\.max_steps: 2 -> 3.*another --output_dir"):
+        build_run(config, copy, "--retriever.max_steps", "3").run()
+    with pytest.raises(UserError, match="seed: 0 -> 1"):
+        build_run(config, copy, "--seed", "1").run()
+    moved = shutil.copytree(shop, tmp_path / "moved")
+    build_run(config, copy, "--dataset_path", str(moved)).run()  # the same data at another place
+    corpus = moved / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().replace("red oak chair", "red elm chair"))
+    with pytest.raises(UserError, match="begun with other data"):
+        build_run(config, copy, "--dataset_path", str(moved)).run()
+
+
+def test_fallen_round_is_rolled_back_and_the_next_starts_from_the_best(copy, config, monkeypatch):
+    set_kept(copy, 1)
+    trained, mixed, loaded = [], [], []
+    evaluate, make_pairs = AdversarialRun.evaluate, adversarial.synthetic_pairs
+    make_trainer, load = adversarial.retriever_trainer, Retriever.from_pretrained
+
+    def falling(self, scorer, split, blend_weight=None):
+        metrics = evaluate(self, scorer, split, blend_weight)
+        if not (self.round_folder(2) / "metrics.json").exists():
+            metrics["judged/ndcg@10"] = -1.0  # round 2 falls
+        elif not (self.round_folder(3) / "metrics.json").exists():
+            metrics["judged/ndcg@10"] = 2.0  # round 3 rises
+        return metrics
+
+    def spy_pairs(accepted, *rest):
+        mixed.append(sorted(accepted["round"].unique()))
+        return make_pairs(accepted, *rest)
+
+    def spy_trainer(retriever, args, train, *rest, **options):
+        trained.append(train)
+        return make_trainer(retriever, args, train, *rest, **options)
+
+    def spy_load(name_or_path, *rest):
+        loaded.append("/".join(Path(name_or_path).parts[-2:]))
+        return load(name_or_path, *rest)
+
+    monkeypatch.setattr(AdversarialRun, "evaluate", falling)
+    monkeypatch.setattr(adversarial, "synthetic_pairs", spy_pairs)
+    monkeypatch.setattr(adversarial, "retriever_trainer", spy_trainer)
+    monkeypatch.setattr(Retriever, "from_pretrained", spy_load)
+    # More rounds on a finished folder are fine; the first ones are kept as they are.
+    run = build_run(config, copy, "--rounds", "3", "--max_synthetic_share", "0.6")
+    summary = run.run()
+
+    assert [r["kept"] for r in summary["rounds"]] == [True, True, False, True]
+    assert summary["best_round"] == 3
+    assert len(summary["rounds"]) == 4
+    # Attacked, judged by, and trained further in rounds 2 and 3: the retriever of round 1 both times.
+    assert loaded.count("round_01/retriever") == 6
+    assert loaded.count("round_02/retriever") == 1  # its evaluation
+    assert run._generator_to_attack_with(3) == copy / "round_01" / "generator"
+    # Accepted queries of kept rounds stay; those of the round that fell do not come back.
+    assert mixed == [[1, 2], [1, 3]]
+    gold = run.gold
+    for pairs in trained:
+        synthetic = pairs["source"].str.startswith("synthetic")
+        keys = ["query", "document", "label", "source"]
+        left = pairs[~synthetic][keys].sort_values(keys, ignore_index=True)
+        assert left.equals(gold[keys].sort_values(keys, ignore_index=True))
+        assert 0 < synthetic.mean() <= 0.6
+
+
+def set_kept(folder: Path, number: int) -> None:
+    """Have a finished round count as kept, whatever two steps of training did to its numbers."""
+    path = folder / f"round_{number:02d}" / "metrics.json"
+    metrics = json.loads(path.read_text()) | {"kept": True}
+    path.write_text(json.dumps(metrics))
+
+
+def test_synthetic_share_is_capped(config, copy):
+    shutil.rmtree(copy / "round_01" / "retriever")
+    run = build_run(config, copy, "--max_synthetic_share", "0.1")
+    pairs = run._round_pairs(1)
+    share = pairs["source"].str.startswith("synthetic").mean()
+    assert 0 < share <= 0.1
+
+
+def test_no_accepted_query_names_the_remedy(config, copy):
+    path = copy / "round_01" / "queries.parquet"
+    queries = pd.read_parquet(path).assign(accepted=False, reason="low_relevance")
+    queries.to_parquet(path, index=False)
+    for name in ("retriever", "metrics.json"):
+        lost = copy / "round_01" / name
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    with pytest.raises(UserError, match=r"round 1: no generated query.*--reward.min_relevance"):
+        build_run(config, copy).run()
+
+
+def test_wrong_dev_metric_is_refused_before_any_model_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(adversarial, "new_or_loaded_generator", _interrupt)
+    data = write_pairs(tmp_path / "pairs")
+    config = write_loop_config(tmp_path / "run.yaml", data, "pairs")
+    with pytest.raises(UserError, match=r"judged/ndcg@10; this data has roc_auc, pr_auc, f1"):
+        build_run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_area_is_no_dev_metric_where_dev_has_one_class(shop, tmp_path):
+    data = shutil.copytree(shop, tmp_path / "beir")
+    dev = pd.read_csv(data / "qrels" / "dev.tsv", sep="\t")
+    dev[dev["score"] > 0].to_csv(data / "qrels" / "dev.tsv", sep="\t", index=False)
+    config = write_loop_config(tmp_path / "run.yaml", data, dev_metric="pr_auc")
+    with pytest.raises(UserError, match=r"`dev_metric` is pr_auc; this data has f1, accuracy"):
+        build_run(config, tmp_path / "run")
+
+
+def test_train_split_of_relevant_products_only_is_calibrated_on_mined_negatives(shop, tmp_path):
+    # Most BEIR sets list relevant products only.
+    data = shutil.copytree(shop, tmp_path / "beir")
+    train = pd.read_csv(data / "qrels" / "train.tsv", sep="\t")
+    train[train["score"] > 0].to_csv(data / "qrels" / "train.tsv", sep="\t", index=False)
+    config = write_loop_config(tmp_path / "run.yaml", data)
+    run = build_run(config, tmp_path / "run")
+    assert (run.gold["label"] == 0).any()
+    low, high = run.calibrated.score(["red chair"] * 2, ["blue desk lamp", "red oak chair"])
+    assert 0 < low < high < 1
+
+
+def test_pairs_run_with_full_fine_tuning_and_a_high_seed(tmp_path):
+    # 9 * 1000 * 1000003 is past NumPy's largest seed.
+    data = write_pairs(tmp_path / "pairs")
+    config = write_loop_config(tmp_path / "run.yaml", data, "pairs", dev_metric="pr_auc")
+    words = ["--seed", "9", "--generator.lora_rank", "0", "--max_dev_drop", "1"]
+    run_main("train_adversarial", "--config", config, "--output_dir", tmp_path / "run", *words)
+    metrics = read(tmp_path / "run")
+    assert metrics["best_round"] == 1
+    assert "test" not in metrics
+    assert (tmp_path / "run" / "round_01" / "generator" / "model.safetensors").is_file()
