@@ -71,11 +71,11 @@ class AcceptanceFilter:
     """The rules that a generated query must pass; the first that fails names the reason.
 
     `blank`: no word; `broken`: a word repeats at once or a piece is unknown; `copy_of_title`: the
-    whole title, if that has more than three words; `unknown_word` (with `known_words_only`): a word
-    outside `vocabulary`, as a small generator makes up from pieces; `low_relevance`: S below `min_relevance`;
-    `round_trip`: the product is not among BM25's top `round_trip_top_k` for the query (off at 0);
-    `duplicate`: the same query for the same product was accepted before. Raises `UserError` for a
-    round trip without an index.
+    whole title, if that has more than three words; `unknown_word` (with `known_words_only`): a
+    word outside `vocabulary`, as a small generator makes up from pieces; `low_relevance`: S below
+    `min_relevance`; `round_trip`: the product is not among BM25's top `round_trip_top_k` for the
+    query (off at 0); `duplicate`: the same query for the same product was accepted before. Raises
+    `UserError` for a round trip without an index and for known words without a vocabulary.
     """
 
     settings: RewardArguments

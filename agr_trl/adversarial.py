@@ -386,9 +386,11 @@ class AdversarialRun:
                 )
             if (self.folder / "timings.json").is_file():
                 self.times = read_json(self.folder / "timings.json")
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        is_begun = state_file.is_file() and config_file.read_text(encoding="utf-8") == text
         wait_for_everyone()
-        if is_main_process():
-            write_text(config_file, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        if is_main_process() and not is_begun:
+            write_text(config_file, text)
             write_json(state_file, state)
         wait_for_everyone()
         sizes = self.dataset.judgements["split"].value_counts().to_dict()

@@ -53,6 +53,7 @@ def reason_words(reward: Mapping[str, Any]) -> dict[str, str]:
         "blank": "no word in it",
         "broken": "a word twice in a row, or an unknown piece",
         "copy_of_title": "the whole title again",
+        "unknown_word": "a word that neither the catalogue nor a train query has",
         "low_relevance": f"off topic: S below {number(reward.get('min_relevance'), 2)}",
         "round_trip": f"not found again in BM25's top {reward.get('round_trip_top_k', 'k')}",
         "duplicate": "already accepted for this product",
