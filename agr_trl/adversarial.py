@@ -378,18 +378,19 @@ class AdversarialRun:
         settings.pop("output_dir")
         state = {"data_fingerprint": self.dataset.fingerprint(), "commit": commit()}
         config_file, state_file = self.folder / "config.yaml", self.folder / "run.json"
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        is_same = False
         if config_file.is_file() and state_file.is_file():
             refuse_other_settings(config_file, settings)
             if read_json(state_file)["data_fingerprint"] != state["data_fingerprint"]:
                 raise UserError(
                     f"`{self.folder}` was begun with other data; give another --output_dir"
                 )
+            is_same = config_file.read_text(encoding="utf-8") == text
             if (self.folder / "timings.json").is_file():
                 self.times = read_json(self.folder / "timings.json")
-        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        is_begun = state_file.is_file() and config_file.read_text(encoding="utf-8") == text
         wait_for_everyone()
-        if is_main_process() and not is_begun:
+        if is_main_process() and not is_same:
             write_text(config_file, text)
             write_json(state_file, state)
         wait_for_everyone()

@@ -28,7 +28,7 @@ def _check_ranges(settings: Any, **ranges: tuple[float, float]) -> None:
     """Raise `UserError` for a setting outside its (lowest, highest) value."""
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             allowed = f"at least {low}" if high == inf else f"from {low} to {high}"
             raise UserError(f"`{name}` is {value}; it must be {allowed}")
 
@@ -92,9 +92,12 @@ class RetrieverArguments:
     random_negatives: int = field(
         default=1, metadata={"help": "Random negatives for each relevant training pair"}
     )
-    negative_margin: float = field(
-        default=0.05,
-        metadata={"help": "A mined negative scores at least this much below the relevant product"},
+    negative_margin: float | None = field(
+        default=None,
+        metadata={
+            "help": "How far a mined negative scores below the relevant product (default: .1 of S; "
+            "half of BM25's score where there is no S)"
+        },
     )
     retriever_lora_rank: int = field(
         default=0, metadata={"help": "LoRA rank; 0 trains all weights. The saved model is merged"}

@@ -66,7 +66,7 @@ def synthetic_pairs(
     dataset: RelevanceDataset,
     index: BM25Index,
     args: LoopArguments,
-    margin: float,
+    margin: float | None,
     calibrated: CalibratedRelevance,
     seed: int,
 ) -> pd.DataFrame:

@@ -138,7 +138,7 @@ def test_rerun_does_nothing(finished, config):
         return {
             path: path.stat().st_mtime_ns
             for path in finished.rglob("*")
-            if path.is_file() and path.name not in ("report.html", "run.json")
+            if path.is_file() and path.name != "report.html"
         }
 
     before = times()
@@ -326,7 +326,7 @@ def test_train_split_of_relevant_products_only_is_calibrated_on_mined_negatives(
     run = build_run(config, tmp_path / "run")
     assert (run.gold["label"] == 0).any()
     low, high = run.calibrated.score(["red chair"] * 2, ["blue desk lamp", "red oak chair"])
-    assert 0 < low < high < 1
+    assert low < high
 
 
 def test_pairs_run_with_full_fine_tuning_and_a_high_seed(tmp_path):
