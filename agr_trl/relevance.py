@@ -28,40 +28,31 @@ class RelevanceScorer(Protocol):
 class EmbeddingScorer:
     """S = (cosine + 1) / 2 of two text embeddings, shape (N,), in [0, 1].
 
-    Subclasses embed texts as rows of unit length, (N, D). Each distinct text is embedded once: a
-    document of the catalogue for the life of the scorer, any other text for one call.
+    Subclasses embed texts as rows of unit length, (N, D). A document of the catalogue is embedded
+    for the first pair that needs it and kept; any other text is embedded for one call.
     """
 
     def __init__(self, catalogue: Sequence[str]) -> None:
-        self._rows = {text: row for row, text in enumerate(dict.fromkeys(catalogue))}
-        self._catalogue: np.ndarray | None = None
+        self._catalogue = frozenset(catalogue)
+        self._vectors: dict[str, np.ndarray] = {}
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit rows, shape (N, D); a text without any known word gives a zero row."""
         raise NotImplementedError(f"{type(self).__name__} must say how texts are embedded")
 
-    @property
-    def catalogue_embeddings(self) -> np.ndarray:
-        """Unit rows of the distinct catalogue documents, computed at first use."""
-        if self._catalogue is None:
-            self._catalogue = self.embed(list(self._rows))
-        return self._catalogue
-
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         """Return S of aligned pairs, (N,) float32 in [0, 1]."""
         if not queries:
             return np.zeros(0, dtype=np.float32)
-        left, left_rows = self._embed_distinct(queries)
-        if all(document in self._rows for document in documents):
-            right, right_rows = self.catalogue_embeddings, [self._rows[d] for d in documents]
-        else:
-            right, right_rows = self._embed_distinct(documents)
-        cosine = np.einsum("nd,nd->n", left[left_rows], right[right_rows])
+        left, right = self._vectors_of(queries), self._vectors_of(documents)
+        cosine = np.einsum("nd,nd->n", left, right)
         return np.clip((cosine + 1) / 2, 0, 1).astype(np.float32)
 
-    def _embed_distinct(self, texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
-        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        return self.embed(list(row_of)), [row_of[text] for text in texts]
+    def _vectors_of(self, texts: Sequence[str]) -> np.ndarray:
+        missing = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        found = dict(zip(missing, self.embed(missing), strict=True)) if missing else {}
+        self._vectors |= {text: found[text] for text in missing if text in self._catalogue}
+        return np.stack([found[t] if t in found else self._vectors[t] for t in texts])
 
 
 class SentenceTransformerScorer(EmbeddingScorer):
@@ -103,7 +94,7 @@ class LsaScorer(EmbeddingScorer):
             raise UserError(
                 "LSA needs a catalogue of two words or more; use another relevance_model"
             )
-        matrix = self._tfidf.fit_transform(self._rows)
+        matrix = self._tfidf.fit_transform(list(dict.fromkeys(catalogue)))
         dimensions = max(1, min(dimensions, min(matrix.shape) - 1))
         self._svd = TruncatedSVD(dimensions, random_state=seed).fit(matrix)
 

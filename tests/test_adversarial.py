@@ -10,7 +10,12 @@ import pytest
 import torch
 import yaml
 from toy_runs import load_recipe, run_main, write_beir, write_loop_config, write_pairs
-from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+)
 
 from agr_trl import adversarial
 from agr_trl.adversarial import AdversarialRun
@@ -192,6 +197,34 @@ def test_interrupted_run_ends_as_an_uninterrupted_one(finished, config, tmp_path
     assert not list(folder.rglob("*.partial")) + list(folder.rglob("*_checkpoints"))
 
 
+@pytest.mark.slow
+def test_run_stopped_within_each_training_resumes_from_its_checkpoints(
+    config, tmp_path, monkeypatch
+):
+    saving = [f"--{stage}.save_strategy=steps" for stage in ("retriever", "warm_up", "generator")]
+    saving += [f"--{stage}.save_steps=1" for stage in ("retriever", "warm_up", "generator")]
+    words = ["--rounds=2", "--max_dev_drop=1", *saving]  # both rounds are kept
+    expected = build_run(config, tmp_path / "whole", *words).run()
+    train, stopped = adversarial.train_with_checkpoints, []
+
+    class StopOnce(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1 and args.output_dir not in stopped:
+                stopped.append(args.output_dir)
+                raise KeyboardInterrupt
+
+    def train_and_stop(trainer):
+        trainer.add_callback(StopOnce())
+        train(trainer)
+
+    monkeypatch.setattr(adversarial, "train_with_checkpoints", train_and_stop)
+    for _ in range(6):  # two trainings in each of three rounds
+        with pytest.raises(KeyboardInterrupt):
+            build_run(config, tmp_path / "stopped", *words).run()
+    assert build_run(config, tmp_path / "stopped", *words).run() == expected
+    assert not list((tmp_path / "stopped").rglob("*_checkpoints"))
+
+
 def test_run_stopped_while_it_exports_exports_again(finished, copy, config, monkeypatch):
     (copy / "metrics.json").unlink()
     shutil.rmtree(copy / "retriever")
@@ -258,7 +291,7 @@ def test_fallen_round_is_rolled_back_and_the_next_starts_from_the_best(copy, con
     assert [r["kept"] for r in summary["rounds"]] == [True, True, False, True]
     assert summary["best_round"] == 3
     assert len(summary["rounds"]) == 4
-    # Attacked, judged by, and trained further in rounds 2 and 3: the retriever of round 1 both times.
+    # Attacked, asked for probabilities, and trained further, in rounds 2 and 3 alike.
     assert loaded.count("round_01/retriever") == 6
     assert loaded.count("round_02/retriever") == 1  # its evaluation
     assert run._generator_to_attack_with(3) == copy / "round_01" / "generator"

@@ -1,4 +1,4 @@
-"""Whole jobs at toy size: a small shop on disk, settings of two steps, recipes run in this process."""
+"""Whole jobs at toy size: a small shop on disk, settings of two steps, recipes in this process."""
 
 import importlib.util
 import json
@@ -135,7 +135,7 @@ def write_loop_config(path: Path, data: Path, dataset_format: str = "beir", **lo
 def as_words(settings: dict[str, Any], section: str = "") -> list[str]:
     """Write settings as command-line words."""
     prefix = f"--{section}." if section else "--"
-    return [f"{prefix}{name}={str(value)}" for name, value in settings.items()]
+    return [f"{prefix}{name}={value!s}" for name, value in settings.items()]
 
 
 def load_recipe(name: str) -> ModuleType:

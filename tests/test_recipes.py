@@ -1,0 +1,351 @@
+"""Every command of recipes/, with tiny models and two steps."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import yaml
+from toy_runs import (
+    GENERATOR,
+    RECIPES,
+    RETRIEVER,
+    REWARD,
+    ROOT,
+    WARM_UP,
+    as_words,
+    load_recipe,
+    run_main,
+    subprocess_environment,
+    write_beir,
+    write_loop_config,
+    write_pairs,
+)
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+from agr_trl import runtime
+from agr_trl.config import parse_recipe
+from agr_trl.errors import UserError
+from agr_trl.evaluation import RANKING_METRICS
+
+STAGE_SETTINGS = {
+    "train_retriever": RETRIEVER | {"load_best_model_at_end": False},
+    "warm_up_generator": WARM_UP,
+    "train_generator": GENERATOR | REWARD | {"round_trip_top_k": 0},
+    "generate_queries": {"max_query_tokens": 5, "queries_per_product": 2},
+}
+PAIR_KEYS = {"roc_auc", "pr_auc", "f1", "accuracy", "log_loss", "ece"}
+
+
+def tiny(name: str) -> list[str]:
+    return as_words(STAGE_SETTINGS[name])
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    return write_beir(tmp_path_factory.mktemp("shop") / "beir")
+
+
+@pytest.fixture(scope="module")
+def stages(shop):
+    """The four stages in a row on the toy shop, each from the output of those before."""
+    folder = shop.parent / "stages"
+    data = ["--dataset_format", "beir", "--dataset_path", str(shop)]
+    retriever = f"--retriever_name_or_path={folder / 'train_retriever' / 'retriever'}"
+    warm = f"--generator_name_or_path={folder / 'warm_up_generator' / 'generator'}"
+    trained = f"--generator_name_or_path={folder / 'train_generator' / 'generator'}"
+    for name, models in {
+        "train_retriever": [],
+        "warm_up_generator": [],
+        "train_generator": [retriever, warm],
+        "generate_queries": [trained],
+    }.items():
+        run_main(name, *data, *tiny(name), *models, "--output_dir", folder / name)
+    return folder
+
+
+@pytest.fixture
+def trained(stages):
+    return str(stages / "train_retriever" / "retriever")
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
+
+
+# --- The settings themselves --------------------------------------------------------------------
+
+
+def test_every_yaml_is_parsed_by_its_recipe():
+    paths = sorted(RECIPES.rglob("*.y*ml"))
+    assert len(paths) == 13
+    for path in paths:
+        script = RECIPES / f"{path.stem}.py"
+        recipe = parse_recipe(load_recipe(path.stem).SECTIONS, str(script), ["--config", str(path)])
+        given = yaml.safe_load(path.read_text())
+        assert recipe.resolved().keys() >= {key for key in given if key != "output_dir"}
+        assert path.read_text().startswith("#")  # how to launch it
+        assert f"recipes/{path.stem}.py" in path.read_text().split("\ndataset_format")[0]
+
+
+def test_every_recipe_has_demo_settings_with_an_output_of_its_own():
+    scripts = {path.stem for path in RECIPES.glob("*.py")}
+    demo = {path.stem: yaml.safe_load(path.read_text()) for path in RECIPES.glob("demo/*.yaml")}
+    assert demo.keys() <= scripts
+    assert {name for name in scripts if (RECIPES / f"demo/{name}.yaml").is_file()} >= {
+        "train_retriever", "warm_up_generator", "train_generator", "train_adversarial",
+        "generate_queries", "evaluate_retriever", "search",
+    }  # fmt: skip
+    outputs = [values["output_dir"] for values in demo.values() if "output_dir" in values]
+    assert len(outputs) == len(set(outputs))
+    assert demo["train_adversarial"]["output_dir"] == "runs/demo"
+    assert all(path == "runs/demo" or path.startswith("runs/demo_stages/") for path in outputs)
+
+
+# --- Stages -------------------------------------------------------------------------------------
+
+
+def test_train_retriever_leaves_model_and_numbers(stages, trained):
+    metrics = read(stages / "train_retriever" / "metrics.json")
+    assert metrics.keys() == {"before", "after", "dev"}
+    assert metrics["before"]["eval_loss"] != metrics["after"]["eval_loss"]
+    assert not any("runtime" in name for name in metrics["after"])
+    assert metrics["dev"].keys() >= PAIR_KEYS | {"blend_weight"}
+    config = AutoModelForSequenceClassification.from_pretrained(trained).config
+    assert config.problem_type == "multi_label_classification"
+
+
+def test_warm_up_leaves_a_generator(stages):
+    metrics = read(stages / "warm_up_generator" / "metrics.json")
+    assert metrics["after"]["eval_loss"] < metrics["before"]["eval_loss"]
+    AutoModelForSeq2SeqLM.from_pretrained(stages / "warm_up_generator" / "generator")
+
+
+def test_train_generator_leaves_an_adapter_and_its_log(stages):
+    folder = stages / "train_generator"
+    adapter = read(folder / "generator" / "adapter_config.json")
+    assert adapter["task_type"] == "SEQ_2_SEQ_LM"
+    log = read(folder / "generator_log.json")
+    steps = [entry for entry in log if "reward" in entry]
+    assert len(steps) == 2
+    rewards = {key for key in steps[0] if re.fullmatch(r"rewards/.*/mean", key)}
+    assert len(rewards) == 3  # loss of R, S, and acceptance beside them
+
+
+def test_generate_queries_writes_every_product_and_reruns_nothing(stages, shop, tmp_path):
+    folder = stages / "generate_queries"
+    queries = pd.read_parquet(folder)  # the folder as a whole, settings beside the chunks
+    assert len(queries) == 20 * 2
+    assert {"product_id", "document", "query"} <= set(queries.columns)
+    chunk = folder / "queries-00000.parquet"
+    before = chunk.stat().st_mtime_ns
+    words = [
+        "--dataset_format=beir",
+        *tiny("generate_queries"),
+        f"--generator_name_or_path={stages / 'train_generator' / 'generator'}",
+        f"--output_dir={folder}",
+    ]
+    run_main("generate_queries", *words, f"--dataset_path={shop}")
+    assert chunk.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="sampling_temperature"):
+        run_main("generate_queries", *words, f"--dataset_path={shop}", "--sampling_temperature=0.5")
+    other = write_beir(tmp_path / "other")
+    corpus = other / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().replace("red oak chair", "red elm chair"))
+    with pytest.raises(UserError, match="data_fingerprint"):
+        run_main("generate_queries", *words, f"--dataset_path={other}")
+
+
+@pytest.mark.parametrize("name", ["bm25", "cosine", "retriever"])
+def test_evaluate_retriever_writes_flat_json(name, trained, shop, tmp_path, capsys):
+    output = tmp_path / "numbers" / "test.json"
+    run_main(
+        "evaluate_retriever", "--dataset_format=beir", f"--dataset_path={shop}", "--split=test",
+        f"--retriever_name_or_path={trained if name == 'retriever' else name}",
+        "--relevance_model=lsa", f"--output_file={output}",
+    )  # fmt: skip
+    assert "ndcg@10" in capsys.readouterr().out
+    metrics = read(output)
+    definition = metrics.pop("definition")
+    assert "2^grade - 1" in json.dumps(definition)
+    groups = {"judged", "bm25"} | ({"rerank"} if name != "bm25" else set())
+    groups |= {"blend"} if name == "retriever" else set()
+    expected = {f"{group}/{metric}" for group in groups for metric in RANKING_METRICS}
+    # BM25's scores are no probabilities: it has the two areas alone.
+    expected |= {"roc_auc", "pr_auc"} if name == "bm25" else PAIR_KEYS
+    assert metrics.keys() >= expected | {"queries", "queries_without_relevant"}
+    assert metrics["queries"] == 2
+    assert metrics["queries_without_relevant"] == 0
+    assert all(isinstance(value, int | float) for value in metrics.values())
+
+
+def test_evaluate_retriever_on_pairs_has_pair_metrics_only(trained, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs")
+    run_main(
+        "evaluate_retriever", "--dataset_format=pairs", f"--dataset_path={pairs / 'dev.csv'}",
+        "--split=test", f"--retriever_name_or_path={trained}", f"--output_file={tmp_path / 'o'}",
+    )  # fmt: skip
+    metrics = read(tmp_path / "o")
+    assert metrics.keys() >= PAIR_KEYS
+    assert not any("@" in name for name in metrics)
+
+
+def test_search_one_query(trained, shop, capsys):
+    words = ["--dataset_format=beir", f"--dataset_path={shop}", "--top_k=3"]
+    run_main("search", "red chair", *words, f"--retriever_name_or_path={trained}")
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 1 + 3
+    run_main("search", "zzz", *words, f"--retriever_name_or_path={trained}")
+    assert "no product shares a word with 'zzz'" in capsys.readouterr().out
+    with pytest.raises(UserError, match="give a query"):
+        run_main("search", "  ", *words, f"--retriever_name_or_path={trained}")
+
+
+def test_search_interactive_reads_until_an_empty_line(trained, shop, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("red chair\nblue lamp\n\nnever read\n"))
+    run_main(
+        "search", "--interactive", "--dataset_format=beir", f"--dataset_path={shop}", "--top_k=2",
+        f"--retriever_name_or_path={trained}",
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert len(out.strip().splitlines()) == 2 * (1 + 2)
+    assert sys.stdin.readline() == "never read\n"
+
+
+@pytest.mark.slow
+def test_bare_demo_command_makes_the_missing_stages_first(tmp_path, monkeypatch):
+    """`accelerate launch recipes/train_generator.py` in an empty folder, but for tiny overrides."""
+    monkeypatch.chdir(tmp_path)
+    made = []
+
+    def run(command, **options):
+        if command[0] == "git":
+            return subprocess.run(command, **options)
+        name = Path(command[1]).stem
+        made.append(name)
+        run_main(name, *tiny(name))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(runtime, "subprocess", SimpleNamespace(run=run))
+    run_main("train_generator", *tiny("train_generator"), "--prompts=16")
+    assert made == ["train_retriever", "warm_up_generator"]
+    stages = tmp_path / "runs" / "demo_stages"
+    assert (stages / "train_generator" / "generator" / "adapter_config.json").is_file()
+    run_main("generate_queries", *tiny("generate_queries"), "--products=5")
+    assert made == ["train_retriever", "warm_up_generator"]  # nothing twice
+    assert len(pd.read_parquet(stages / "generate_queries")) == 5 * 2
+
+
+# --- As processes, as users start them ----------------------------------------------------------
+
+LAUNCH = ["-m", "accelerate.commands.accelerate_cli", "launch"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def run_command(command: list[str], cwd: Path, stdin: str = "", **environment: str):
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        env=subprocess_environment(**environment),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
+@pytest.mark.slow
+def test_bare_commands_as_processes(tmp_path):
+    """Each recipe from a folder without runs/, in the README's order: demo data, tiny models."""
+    for name in ("train_retriever", "warm_up_generator", "train_generator", "generate_queries"):
+        extra = ["--products=5"] if name == "generate_queries" else []
+        launcher = LAUNCH if name == "train_generator" else []
+        script = str(RECIPES / f"{name}.py")
+        run_command([*launcher, script, *tiny(name), *extra], tmp_path)
+    evaluated = run_command(
+        [str(RECIPES / "evaluate_retriever.py"), "--output_file=test.json"], tmp_path
+    )
+    assert "judged" in evaluated.stdout
+    assert read(tmp_path / "test.json").keys() >= {"judged/ndcg@10", "blend/ndcg@10", "pr_auc"}
+    search = str(RECIPES / "search.py")
+    found = run_command([search, "small velvet couch", "--top_k=2"], tmp_path)
+    assert len(found.stdout.strip().splitlines()) == 3
+    found = run_command([search, "--interactive", "--top_k=2"], tmp_path, stdin="velvet couch\n\n")
+    assert len(found.stdout.strip().splitlines()) == 3
+    assert not list(tmp_path.glob("runs/*/metrics.json"))
+
+
+@pytest.mark.slow
+def test_user_errors_are_one_line_and_status_2(tmp_path):
+    result = subprocess.run(
+        [sys.executable, str(RECIPES / "search.py"), ""],
+        cwd=tmp_path,
+        env=subprocess_environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert result.returncode == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: give a query")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_train_generator_on_two_processes(stages, shop, tmp_path):
+    words = [
+        "--dataset_format=beir", f"--dataset_path={shop}", *tiny("train_generator"),
+        f"--retriever_name_or_path={stages / 'train_retriever' / 'retriever'}",
+        f"--generator_name_or_path={stages / 'warm_up_generator' / 'generator'}",
+        f"--output_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    command = [*TORCHRUN, str(RECIPES / "train_generator.py"), *words]
+    result = run_command(command, tmp_path, ACCELERATE_USE_CPU="true")
+    assert "2 process(es)" in result.stderr
+    assert (tmp_path / "run" / "generator" / "adapter_config.json").is_file()
+    log = [e for e in read(tmp_path / "run" / "generator_log.json") if "num_tokens" in e]
+    alone = [
+        e for e in read(stages / "train_generator" / "generator_log.json") if "num_tokens" in e
+    ]
+    # The tokens of both processes are counted: about twice those of one.
+    assert log[-1]["num_tokens"] > 1.5 * alone[-1]["num_tokens"]
+
+
+@pytest.mark.slow
+def test_adversarial_run_on_two_processes(shop, tmp_path):
+    config = write_loop_config(tmp_path / "run.yaml", shop)
+    words = ["--config", str(config), "--output_dir", str(tmp_path / "run")]
+    command = [*TORCHRUN, str(RECIPES / "train_adversarial.py"), *words]
+    result = run_command(command, tmp_path, ACCELERATE_USE_CPU="true")
+    assert "2 process(es)" in result.stderr
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml", "run.json", "timings.json", "metrics.json", "report.html",
+        "retriever", "generator", "round_00", "round_01",
+    }  # fmt: skip
+    for number in (0, 1):
+        assert len(pd.read_parquet(folder / f"round_{number:02d}" / "queries.parquet")) == 20
+    before = (folder / "metrics.json").stat().st_mtime_ns
+    run_command(command, tmp_path, ACCELERATE_USE_CPU="true")  # nothing to do, and nobody waits
+    assert (folder / "metrics.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_accelerate_launch_with_the_cpu_config(stages, shop, tmp_path):
+    words = [
+        "--dataset_format=beir", f"--dataset_path={shop}", *tiny("train_generator"),
+        f"--retriever_name_or_path={stages / 'train_retriever' / 'retriever'}",
+        f"--generator_name_or_path={stages / 'warm_up_generator' / 'generator'}",
+        f"--output_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    config = str(ROOT / "accelerate_configs" / "cpu.yaml")
+    launcher = [*LAUNCH, "--config_file", config]
+    run_command([*launcher, str(RECIPES / "train_generator.py"), *words], tmp_path)
+    assert (tmp_path / "run" / "generator" / "adapter_config.json").is_file()
