@@ -14,7 +14,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 demo: $(VENV)/installed  ## the whole adversarial job on the embedded demo shop
-	$(BIN)/python recipes/train_adversarial.py
+	OMP_NUM_THREADS=1 $(BIN)/python recipes/train_adversarial.py  # its models are too small for more threads
 
 test: $(VENV)/installed-dev  ## the fast tests
 	$(BIN)/python -m pytest -m "not slow"
