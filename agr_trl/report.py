@@ -283,8 +283,8 @@ def _answer(metrics: Metrics, split: str) -> dict[str, Any]:
     if split == "dev":
         sentences.append(f"There is no test split: {DEV_WARNING}.")
     sentences.append(
-        "One run with one seed: a change of a point or two can be chance. "
-        "recipes/compare_arms.py puts it to the test against control arms."
+        "One run with one seed: a change of a point or two can be chance, and only other sources "
+        "of queries on the same budget can show that it is the adversary that did it."
     )
     return {
         "headline": headline,
