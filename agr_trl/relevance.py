@@ -1,6 +1,7 @@
 """S(q, d): how much a query is about a product, judged by a model that is never the retriever."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -25,7 +26,7 @@ class RelevanceScorer(Protocol):
         """Return S of each pair, shape (N,), in [0, 1]."""
 
 
-class EmbeddingScorer:
+class EmbeddingScorer(ABC):
     """S = (cosine + 1) / 2 of two text embeddings, shape (N,), in [0, 1].
 
     Subclasses embed texts as rows of unit length, (N, D). A document of the catalogue is embedded
@@ -36,9 +37,9 @@ class EmbeddingScorer:
         self._catalogue = frozenset(catalogue)
         self._vectors: dict[str, np.ndarray] = {}
 
+    @abstractmethod
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit rows, shape (N, D); a text without any known word gives a zero row."""
-        raise NotImplementedError(f"{type(self).__name__} must say how texts are embedded")
 
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         """Return S of aligned pairs, (N,) float32 in [0, 1]."""
