@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -70,7 +69,7 @@ def query_statistics(queries: Sequence[str], documents: Sequence[str]) -> dict[s
 class AcceptanceFilter:
     """The rules that a generated query must pass; the first that fails names the reason.
 
-    `blank`: no word; `broken`: a word repeats at once or a piece is unknown; `copy_of_title`: the
+    `blank`: no word; `broken`: a word comes twice or a piece is unknown; `copy_of_title`: the
     whole title, if that has more than three words; `unknown_word` (with `known_words_only`): a
     word outside `vocabulary`, as a small generator makes up from pieces; `low_relevance`: S below
     `min_relevance`; `round_trip`: the product is not among BM25's top `round_trip_top_k` for the
@@ -131,8 +130,8 @@ class AcceptanceFilter:
 def _text_reason(query: str, query_words: list[str], title: str) -> str:
     if not query_words:
         return "blank"
-    repeats = any(a == b for a, b in pairwise(query_words))
-    if repeats or "<unk>" in query or "�" in query:
+    spelled_out = [word for word in query_words if len(word) > 1 and word.isalpha()]  # not "4 x 4"
+    if len(set(spelled_out)) < len(spelled_out) or "<unk>" in query or "�" in query:
         return "broken"
     if query_words == words(title) and len(query_words) > 3:
         return "copy_of_title"

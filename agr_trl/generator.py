@@ -5,6 +5,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -146,19 +147,18 @@ def pseudo_queries(dataset: RelevanceDataset, per_product: int, seed: int) -> pd
 
     Numbers and model codes are left out. Half are runs of 1 to 4 of the remaining words, half are 1
     to 3 words that many titles share ("notebook" and "toner", not names), in the title's order.
+    Neither cuts what belongs together: "wood end" is no query for a wood end table.
     """
     generator = np.random.default_rng(seed)
     titles = [_title_words(title) for title in dataset.products["title"]]
-    frequency = Counter(word for title in titles for word in set(title))
+    phrases = _Phrases(titles)
     rows = []
     for product_id, title in zip(dataset.products["product_id"], titles, strict=True):
         if not title:
             continue
         for _ in range(per_product):
-            if generator.random() < 0.5:
-                rows.append((product_id, _title_span(title, generator)))
-            else:
-                rows.append((product_id, _shared_words(title, frequency, generator)))
+            cut = phrases.span if generator.random() < 0.5 else phrases.shared_words
+            rows.append((product_id, cut(title, generator)))
     return pd.DataFrame(rows, columns=["product_id", "query"])
 
 
@@ -280,20 +280,50 @@ def _title_words(title: str) -> list[str]:
     return _WORD.findall(" ".join(parts))[:16]
 
 
-def _title_span(title: list[str], generator: np.random.Generator) -> str:
-    length = int(generator.integers(1, 5))
-    begin = int(generator.integers(0, max(1, len(title) - length + 1)))
-    span = title[begin : begin + length]
-    while len(span) > 1 and span[0] in ENGLISH_STOP_WORDS:
-        span = span[1:]
-    while len(span) > 1 and span[-1] in ENGLISH_STOP_WORDS:
-        span = span[:-1]
-    return " ".join(span)
+class _Phrases:
+    """How often words, and words side by side, occur in a catalogue's titles (lists of words)."""
 
+    def __init__(self, titles: Sequence[list[str]]) -> None:
+        self._titles_with = Counter(word for title in titles for word in set(title))
+        self._count = Counter(word for title in titles for word in title)
+        self._pairs = Counter(pair for title in titles for pair in pairwise(title))
 
-def _shared_words(title: list[str], frequency: Counter[str], generator: np.random.Generator) -> str:
-    candidates = [w for w in dict.fromkeys(title) if w not in ENGLISH_STOP_WORDS] or title[:1]
-    weights = np.log1p([frequency[word] for word in candidates]) ** 2
-    count = min(len(candidates), int(generator.integers(1, 4)))
-    chosen = generator.choice(len(candidates), count, replace=False, p=weights / weights.sum())
-    return " ".join(candidates[position] for position in sorted(chosen))
+    def span(self, title: list[str], generator: np.random.Generator) -> str:
+        """Draw a run of 1 to 4 words; one that cuts a phrase at either end is drawn rarely."""
+        spans = [
+            (begin, end)
+            for begin in range(len(title))
+            for end in range(begin + 1, min(begin + 4, len(title)) + 1)
+            if not ENGLISH_STOP_WORDS & {title[begin], title[end - 1]}
+        ]
+        if not spans:
+            return " ".join(title[:4])
+        weights = np.array([self._starts(title, b) * self._ends(title, e - 1) for b, e in spans])
+        weights = weights**2 / np.sum(weights**2)
+        begin, end = spans[generator.choice(len(spans), p=weights)]
+        return " ".join(title[begin:end])
+
+    def shared_words(self, title: list[str], generator: np.random.Generator) -> str:
+        """Draw 1 to 3 words, common ones first, each with the words that nearly always follow."""
+        first = {word: position for position, word in reversed(list(enumerate(title)))}
+        places = sorted(p for word, p in first.items() if word not in ENGLISH_STOP_WORDS) or [0]
+        weights = np.log1p([self._titles_with[title[place]] for place in places]) ** 2
+        count = min(len(places), int(generator.integers(1, 4)))
+        drawn = generator.choice(places, count, replace=False, p=weights / weights.sum())
+        chosen = set(drawn.tolist())
+        for place in range(len(title) - 1):
+            if place in chosen and self._ends(title, place) < 0.5:
+                chosen.add(place + 1)
+        return " ".join(dict.fromkeys(title[place] for place in sorted(chosen)))
+
+    def _ends(self, title: list[str], place: int) -> float:
+        """Return how freely a phrase may end here: 1 - P(the next word | this word), smoothed."""
+        if place + 1 == len(title):
+            return 1.0
+        return 1 - self._pairs[title[place], title[place + 1]] / (self._count[title[place]] + 1)
+
+    def _starts(self, title: list[str], place: int) -> float:
+        """Return how freely a phrase may begin here: 1 - P(the word before | this word)."""
+        if not place:
+            return 1.0
+        return 1 - self._pairs[title[place - 1], title[place]] / (self._count[title[place]] + 1)

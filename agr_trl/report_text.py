@@ -51,7 +51,7 @@ def reason_words(reward: Mapping[str, Any]) -> dict[str, str]:
     return {
         "": "accepted",
         "blank": "no word in it",
-        "broken": "a word twice in a row, or an unknown piece",
+        "broken": "a word twice, or an unknown piece",
         "copy_of_title": "the whole title again",
         "unknown_word": "a word that neither the catalogue nor a train query has",
         "low_relevance": f"off topic: S below {number(reward.get('min_relevance'), 2)}",

@@ -34,7 +34,8 @@ def reasons(queries, products, relevance=None, **settings):
         (" - ! ", "blank"),
         ("chair chair", "broken"),
         ("Chair chair", "broken"),
-        ("chair red chair", ""),  # not at once
+        ("chair red chair", "broken"),
+        ("4 x 4 chair", ""),
         ("red <unk> chair", "broken"),
         ("red ch�ir", "broken"),
     ],
