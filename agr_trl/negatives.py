@@ -26,6 +26,7 @@ def mine_negatives(
     num_in_batch: int = 0,
     scorer: Scorer | None = None,
     margin: float | None = None,
+    any_candidate: bool = False,
     pool_size: int = 50,
     excluded: Sequence[set[int]] | None = None,
     seed: int = 0,
@@ -38,7 +39,8 @@ def mine_negatives(
       S(q, d) <= S(q, positive) - margin, 0.1 by default; without one if BM25(q, d) <=
       (1 - margin) * BM25(q, positive), 0.5 by default, so a positive that shares no word with its
       query gets none. Short shop queries need these wide margins: with 0.05 most of the judged
-      products that came out as "negatives" of real queries were relevant.
+      products that came out as "negatives" of real queries were relevant. With `any_candidate` no
+      margin is asked, for a caller that lets a teacher label what it gets;
     - "in_batch": positives of other rows, drawn as often as they are positives.
     - "random": uniform over the catalogue. The margin is not asked of these two.
 
@@ -63,7 +65,8 @@ def mine_negatives(
         return pool[~np.isin(pairs, known)].drop_duplicates(["row", "text"])
 
     hard = unknown(_bm25_pool(queries, index, pool_size, generator)) if num_hard else _frame([], [])
-    hard = hard[_passes_margin(hard, queries, positives, index, documents, scorer, margin)]
+    if not any_candidate:
+        hard = hard[_passes_margin(hard, queries, positives, index, documents, scorer, margin)]
     pools = (
         ("hard", num_hard, hard),
         ("in_batch", num_in_batch, unknown(_in_batch_pool(positives, num_in_batch, generator))),

@@ -74,7 +74,9 @@ def synthetic_pairs(
 
     `queries` has query, product_index and relevance. With `soft_labels` every pair is labelled with
     the probability that S, calibrated on gold pairs, gives it; a hard query that is hardly relevant
-    then teaches little (GPL, arXiv 2112.07577, labels its pairs by a teacher for the same reason).
+    then teaches little, and a "negative" may be any BM25 candidate, since its label says how
+    relevant it is (GPL, arXiv 2112.07577, labels by a teacher for the same reasons). Without soft
+    labels hard negatives keep the `margin`.
     """
     queries = queries.reset_index(drop=True)
     relevance = queries["relevance"].to_numpy()
@@ -95,6 +97,7 @@ def synthetic_pairs(
         num_random=args.synthetic_random_negatives,
         scorer=calibrated.scorer.score,
         margin=margin,
+        any_candidate=args.soft_labels,
         seed=seed,
     )
     negative_queries = queries["query"].to_numpy()[mined["row"]].tolist()
