@@ -17,37 +17,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
 import yaml
 from accelerate.utils import set_seed
-from peft import PeftModel
 from scipy.special import expit
 
 from agr_trl.acceptance import (
     AcceptanceFilter,
     independent_scores,
     query_statistics,
-    vocabulary_of,
 )
 from agr_trl.config import (
-    DataArguments,
-    GeneratorArguments,
-    LoraArguments,
     Recipe,
     RetrieverArguments,
     RewardArguments,
     WarmUpArguments,
 )
-from agr_trl.data import RelevanceDataset, load_relevance_dataset
+from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
 from agr_trl.evaluation import RANKING_METRICS, Metrics, score_candidates
 from agr_trl.generator import (
-    generator_lora,
     judged_query_pairs,
     load_generator,
     new_or_loaded_generator,
+    pseudo_queries,
     save_merged_generator,
     warm_up_pairs,
     warm_up_trainer,
@@ -56,20 +50,26 @@ from agr_trl.pretraining import new_or_loaded_retriever
 from agr_trl.query_files import write_query_files
 from agr_trl.relevance import CalibratedRelevance, EmbeddingScorer, load_relevance_scorer
 from agr_trl.retriever import Retriever, dev_metrics, retriever_trainer
-from agr_trl.rewards import AcceptanceReward, RelevanceReward, RetrieverLossReward
 from agr_trl.runtime import (
     commit,
     is_main_process,
-    last_checkpoint,
     read_json,
     stopwatch,
     wait_for_everyone,
-    without_times,
     write_json,
     write_text,
 )
 from agr_trl.search import BM25Index
-from agr_trl.seq2seq_trainer import Seq2SeqRLOOTrainer
+from agr_trl.stages import (
+    acceptance_filter,
+    catalogue_prompts,
+    demo_oracle,
+    generator_trainer,
+    load_dataset,
+    refuse_other_settings,
+    save_log,
+    train_with_checkpoints,
+)
 from agr_trl.training_pairs import gold_pairs, mix, synthetic_pairs
 
 logger = logging.getLogger(__name__)
@@ -81,16 +81,23 @@ QUERIES_FILE = "queries.parquet"
 class AdversarialRun:
     """One run folder: what its stages share, and the stages in the order in which they run."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(
+        self, recipe: Recipe, dataset: RelevanceDataset | None = None, start: Path | None = None
+    ) -> None:
+        """Prepare a run on the data that the settings name, or on `dataset`.
+
+        `start` is the run folder whose round 0 this run begins from; by default its own.
+        """
         self.recipe = recipe
-        self.run_args, self.data_args, self.loop = recipe[""].build()
+        self.run_args, self.data_args, self.loop = recipe[""].build()[:3]
         self.retriever_args: RetrieverArguments = recipe["retriever"].build(output_dir="unused")[0]
         self.warm_up_args: WarmUpArguments = recipe["warm_up"].build(output_dir="unused")[0]
         self.reward_args: RewardArguments = recipe["reward"].build()[0]
         self.folder = Path(self.run_args.output_dir)
         self.seed: int = self.run_args.seed
         self.times: dict[str, float] = {}
-        self.dataset = load_dataset(self.data_args)
+        self.start = start or self.folder
+        self.dataset = load_dataset(self.data_args) if dataset is None else dataset
         self._check_dev_metric()
 
     # --- What stages share, computed at first use ------------------------------------------------
@@ -136,24 +143,31 @@ class AdversarialRun:
 
     def run(self) -> dict[str, Any]:
         """Run or resume all rounds; return what the run folder's metrics.json holds."""
+        self.run_rounds(self.loop.rounds)
+        summary = self._finish()
+        wait_for_everyone()
+        return summary
+
+    def run_rounds(self, last: int) -> None:
+        """Run or resume the rounds up to `last`."""
         self._begin()
-        for number in range(self.loop.rounds + 1):
+        for number in range(last + 1):
             folder = self.round_folder(number)
             if (folder / "metrics.json").is_file():
                 logger.info("round %d is complete, skipped", number)
                 continue
             self._run_round(number, folder)
-        summary = self._finish()
-        wait_for_everyone()
-        return summary
 
     def _run_round(self, number: int, folder: Path) -> None:
         stage_seed = self.seed * 1_000 + number * 10
-        build_generator = self._train_generator if number else self._warm_up
-        self._stage(folder / "generator", stage_seed, build_generator, number)
+        source = self.loop.query_source if number else "warm_up"
         if not number:
+            self._stage(folder / "generator", stage_seed, self._warm_up, number)
             self._stage(folder / "retriever", stage_seed + 1, self._train_retriever, number)
-        self._stage(folder / QUERIES_FILE, stage_seed + 2, self._write_queries, number)
+        elif source == "adversarial":
+            self._stage(folder / "generator", stage_seed, self._train_generator, number)
+        if source != "none":
+            self._stage(folder / QUERIES_FILE, stage_seed + 2, self._write_queries, number)
         if number:
             self._stage(folder / "retriever", stage_seed + 3, self._train_retriever, number)
         self._stage(folder / "metrics.json", stage_seed + 4, self._evaluate_round, number)
@@ -230,16 +244,21 @@ class AdversarialRun:
             random_state=self.seed + 100 + number,
         ).reset_index(drop=True)
         parts = target.with_name("queries_parts")
-        generator = self.round_folder(number) / "generator"
-        paths = write_query_files(
-            generator, chosen, parts, self.loop, self.warm_up_args.max_prompt_tokens,
-            self.seed * 1_000 + number,
-        )  # fmt: skip
-        if is_main_process():
+        draw_seed = self.seed * 1_000 + number
+        if number and self.loop.query_source == "random_crops":
+            crops = pseudo_queries(self.dataset, self.loop.queries_per_product, draw_seed)
+            drawn = chosen.drop(columns="prompt").merge(crops, on="product_id")
+        else:
+            is_attack = self.loop.query_source == "adversarial"
+            generator = self.round_folder(number if is_attack else 0) / "generator"
+            paths = write_query_files(
+                generator, chosen, parts, self.loop, self.warm_up_args.max_prompt_tokens, draw_seed
+            )
             drawn = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+        if is_main_process():
             retriever = Retriever.from_pretrained(str(self._best_retriever(number)))
             self._judge(drawn, retriever, number).to_parquet(target, index=False)
-            shutil.rmtree(parts)
+            shutil.rmtree(parts, ignore_errors=True)
 
     def _judge(self, drawn: pd.DataFrame, retriever: Retriever, number: int) -> pd.DataFrame:
         """Add relevance, the attacked retriever's probability, and why a query is not accepted."""
@@ -287,11 +306,12 @@ class AdversarialRun:
 
     def _round_pairs(self, number: int) -> pd.DataFrame:
         """Gold pairs and the accepted queries of this round (and of earlier kept rounds)."""
+        if self.loop.query_source == "none":
+            return self.gold.sample(frac=1, random_state=self.seed + number, ignore_index=True)
         rounds = [number]
         if self.loop.keep_old_queries:
             rounds += [past for past in range(1, number) if self.round_metrics(past)["kept"]]
-        frames = [pd.read_parquet(self.round_folder(past) / QUERIES_FILE) for past in rounds]
-        accepted = pd.concat([frame[frame["accepted"]] for frame in frames], ignore_index=True)
+        accepted = pd.concat([self._accepted(past) for past in rounds], ignore_index=True)
         if accepted.empty:
             raise UserError(
                 f"round {number}: no generated query was accepted; lower `--reward.min_relevance` "
@@ -308,17 +328,24 @@ class AdversarialRun:
         )
         return mix(self.gold, synthetic, self.loop, self.seed + number)
 
+    def _accepted(self, number: int) -> pd.DataFrame:
+        """Accepted queries of a round, a random `synthetic_queries_per_round` of them."""
+        queries = pd.read_parquet(self.round_folder(number) / QUERIES_FILE)
+        accepted = queries[queries["accepted"]]
+        limit = self.loop.synthetic_queries_per_round
+        if limit is None or len(accepted) <= limit:
+            return accepted
+        return accepted.sample(limit, random_state=self.seed + number)
+
     def _evaluate_round(self, target: Path, number: int) -> None:
         if not is_main_process():
             return
         folder = self.round_folder(number)
         retriever = Retriever.from_pretrained(str(folder / "retriever")).to_device()
-        queries = pd.read_parquet(folder / QUERIES_FILE)
-        after = expit(retriever.score(queries["query"].tolist(), queries["document"].tolist()))
-        queries.assign(probability_after=after).to_parquet(folder / f"{QUERIES_FILE}.partial")
-        (folder / f"{QUERIES_FILE}.partial").replace(folder / QUERIES_FILE)
+        has_queries = (folder / QUERIES_FILE).is_file()
+        audit = self._audit(folder / QUERIES_FILE, retriever) if has_queries else {}
         dev = self.evaluate(retriever.score, "dev")
-        best = self._best_round(number)
+        best = self.best_round(number)
         value = dev[self.loop.dev_metric]
         bar = self.round_metrics(best)["dev"][self.loop.dev_metric] if number else None
         kept = bar is None or value >= bar - self.loop.max_dev_drop
@@ -334,9 +361,18 @@ class AdversarialRun:
             "round": number,
             "kept": kept,
             "dev": dev,
-            "queries": self._query_metrics(queries),
+            "queries": audit,
         }
         write_json(target, metrics)
+
+    def _audit(self, file: Path, retriever: Retriever) -> dict[str, Any]:
+        """Add the new retriever's probability to the round's queries; return numbers on them."""
+        queries = pd.read_parquet(file)
+        after = expit(retriever.score(queries["query"].tolist(), queries["document"].tolist()))
+        partial = file.with_name(f"{file.name}.partial")
+        queries.assign(probability_after=after).to_parquet(partial)
+        partial.replace(file)
+        return self._query_metrics(queries)
 
     def _query_metrics(self, queries: pd.DataFrame) -> dict[str, Any]:
         """Audit of a round's queries: all, accepted, why not, and how hard they were."""
@@ -405,7 +441,7 @@ class AdversarialRun:
         wait_for_everyone()
         if is_main_process() and not is_done:
             metrics_file.unlink(missing_ok=True)  # it vouches for the models beside it
-            best = self._best_round(self.loop.rounds + 1)
+            best = self.best_round(self.loop.rounds + 1)
             self._export(best, rounds[best]["dev"].get("blend_weight"))
             write_json(metrics_file, self._summary(best, rounds))
         wait_for_everyone()
@@ -465,116 +501,20 @@ class AdversarialRun:
 
     def round_folder(self, number: int) -> Path:
         """Return the folder of a round."""
-        return self.folder / f"round_{number:02d}"
+        return (self.folder if number else self.start) / f"round_{number:02d}"
 
     def round_metrics(self, number: int) -> dict[str, Any]:
         """Return a complete round's metrics."""
         return read_json(self.round_folder(number) / "metrics.json")
 
-    def _best_round(self, before: int) -> int:
+    def best_round(self, before: int) -> int:
         """Return the last kept round below `before`; round 0 always counts."""
         kept = [n for n in range(1, before) if self.round_metrics(n)["kept"]]
         return max(kept, default=0)
 
     def _best_retriever(self, number: int) -> Path:
-        return self.round_folder(self._best_round(number)) / "retriever"
+        return self.round_folder(self.best_round(number)) / "retriever"
 
     def _generator_to_attack_with(self, number: int) -> Path:
-        start = self._best_round(number) if self.loop.continue_generator else 0
+        start = self.best_round(number) if self.loop.continue_generator else 0
         return self.round_folder(start) / "generator"
-
-
-def load_dataset(args: DataArguments, split: str | None = None) -> RelevanceDataset:
-    """Load the data set that the settings name."""
-    return load_relevance_dataset(
-        args.dataset_format,
-        args.dataset_path,
-        split,
-        relevant_grade=args.relevant_grade,
-        dev_fraction=args.dev_fraction,
-        test_fraction=args.test_fraction,
-        split_seed=args.split_seed,
-    )
-
-
-def catalogue_prompts(dataset: RelevanceDataset) -> pd.DataFrame:
-    """Return the whole catalogue as prompts, with the columns that the rewards read."""
-    return dataset.prompts().assign(
-        title=dataset.products["title"].to_numpy(), product_index=np.arange(len(dataset.products))
-    )
-
-
-def acceptance_filter(
-    args: RewardArguments, index: BM25Index, dataset: RelevanceDataset
-) -> AcceptanceFilter:
-    """Return the acceptance rules; words of the catalogue and the train queries are known."""
-    texts = [*dataset.documents, *dataset.pairs("train")["query"].unique()]
-    return AcceptanceFilter(args, index, vocabulary_of(texts))
-
-
-def generator_trainer(
-    model: Any,
-    tokenizer: Any,
-    args: Any,
-    lora: LoraArguments,
-    settings: GeneratorArguments,
-    prompts: pd.DataFrame,
-    retriever: Retriever,
-    relevance: EmbeddingScorer,
-    acceptance: AcceptanceFilter,
-    reward_args: RewardArguments,
-) -> Seq2SeqRLOOTrainer:
-    """Build the policy-gradient trainer: G against the frozen R and S, acceptance logged too."""
-    retriever.to_device()
-    rewards = [
-        RetrieverLossReward(retriever, reward_args, relevance),
-        RelevanceReward(relevance),
-        AcceptanceReward(relevance, acceptance),
-    ]
-    is_adapter = isinstance(model, PeftModel)
-    return Seq2SeqRLOOTrainer(
-        model=model,
-        reward_funcs=rewards,
-        args=args,
-        train_dataset=datasets.Dataset.from_pandas(prompts, preserve_index=False),
-        processing_class=tokenizer,
-        peft_config=None if is_adapter else generator_lora(lora),
-        max_prompt_tokens=settings.max_prompt_tokens,
-    )
-
-
-def train_with_checkpoints(trainer: Any) -> None:
-    """Train from the last checkpoint if there is one, then remove the checkpoints."""
-    folder = Path(trainer.args.output_dir)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    wait_for_everyone()
-    if is_main_process():
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def save_log(trainer: Any, path: Path) -> None:
-    """Write what a trainer logged, without times."""
-    write_json(path, [without_times(entry) for entry in trainer.state.log_history])
-
-
-def refuse_other_settings(config_file: Path, settings: dict[str, Any]) -> None:
-    """Raise `UserError` when a run folder was made with other settings (more rounds are fine)."""
-    old = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    before, now = pd.json_normalize(old).T[0].to_dict(), pd.json_normalize(settings).T[0].to_dict()
-    changed = [
-        f"{name}: {before.get(name)} -> {now.get(name)}"
-        for name in sorted(before.keys() | now.keys())
-        if str(before.get(name)) != str(now.get(name)) and name not in ("rounds", "dataset_path")
-    ]
-    if changed:
-        raise UserError(
-            f"`{config_file.parent}` was begun with other settings ({'; '.join(changed)}); "
-            "give another --output_dir, or remove the folder"
-        )
-
-
-def demo_oracle(args: DataArguments) -> Any:
-    """Return the demo shop's oracle for the shop that the settings name."""
-    from agr_trl.data.demo import load_demo_oracle
-
-    return load_demo_oracle(args.dataset_path)

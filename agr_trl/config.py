@@ -251,6 +251,18 @@ class SamplingArguments:
 class LoopArguments(SamplingArguments):
     """The rounds, and what the retriever learns from in each."""
 
+    query_source: Literal["adversarial", "warm_up", "random_crops", "none"] = field(
+        default="adversarial",
+        metadata={
+            "help": "Who writes a round's queries: the generator that attacks, the generator as "
+            "warmed up, crops of titles, or nobody (judged pairs alone); the last three are "
+            "controls"
+        },
+    )
+    synthetic_queries_per_round: int | None = field(
+        default=None,
+        metadata={"help": "At most this many accepted queries of a round are used (default: all)"},
+    )
     rounds: int = field(
         default=2, metadata={"help": "Adversarial rounds after the supervised round 0"}
     )
@@ -298,6 +310,7 @@ class LoopArguments(SamplingArguments):
         super().__post_init__()
         _check_ranges(
             self,
+            synthetic_queries_per_round=(1, inf),
             rounds=(0, inf),
             prompts_per_round=(1, inf),
             products_per_round=(1, inf),
@@ -307,6 +320,47 @@ class LoopArguments(SamplingArguments):
             synthetic_random_negatives=(0, inf),
             max_dev_drop=(0, inf),
         )
+
+
+ARMS = (
+    "supervised",
+    "random_crops",
+    "warm_up_generator",
+    "adversarial",
+    "adversarial_no_relevance",
+    "relevance_only",
+)
+
+
+@dataclass
+class ComparisonArguments:
+    """The controls, and how often everything is repeated."""
+
+    arms: list[str] = field(
+        default_factory=lambda: list(ARMS), metadata={"help": f"Of {', '.join(ARMS)}"}
+    )
+    seeds: int = field(default=5, metadata={"help": "Repetitions, from `seed` on"})
+    folds: int = field(default=5, metadata={"help": "Folds of the judged queries"})
+    primary_metric: str = field(
+        default="pr_auc",
+        metadata={"help": "The metric that is tested: pr_auc, or judged/ndcg@10 with ids"},
+    )
+    resamples: int = field(
+        default=2_000, metadata={"help": "Resamples of each interval and each test"}
+    )
+    workers: int = field(
+        default=1, metadata={"help": "Folds that run at a time, each on its share of the cores"}
+    )
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, seeds=(1, inf), folds=(2, inf), resamples=(100, inf), workers=(1, inf))
+        for arm in self.arms:
+            if arm not in ARMS:
+                raise UserError(f"`arms` names `{arm}`; known are {', '.join(ARMS)}")
+        if self.primary_metric not in ("pr_auc", "judged/ndcg@10"):
+            raise UserError(
+                f"`primary_metric` is {self.primary_metric}; it must be pr_auc or judged/ndcg@10"
+            )
 
 
 class _RecipeParser(HfArgumentParser):
@@ -424,6 +478,18 @@ class Recipe:
 
     def __getitem__(self, section: str) -> Stage:
         return self.stages[section]
+
+    def replaced(self, changes: dict[str, dict[str, Any]]) -> "Recipe":
+        """Return the same recipe with other values: section -> setting -> value."""
+        stages = {
+            name: Stage(
+                stage.dataclass_types,
+                stage.values | changes.get(name, {}),
+                sorted({*stage.given, *changes.get(name, {})}),
+            )
+            for name, stage in self.stages.items()
+        }
+        return Recipe(stages, self.config_file)
 
     def resolved(self) -> dict[str, Any]:
         """Return the settings as a YAML file would hold them; reading it gives them again."""

@@ -13,13 +13,13 @@ from typing import Literal
 
 from scipy.special import logit
 
-from agr_trl.adversarial import load_dataset
 from agr_trl.config import DataArguments, parse_recipe
 from agr_trl.evaluation import METRIC_DEFINITION, format_table, score_candidates
 from agr_trl.relevance import load_relevance_scorer
 from agr_trl.retriever import Retriever
 from agr_trl.runtime import require_model, run_recipe, start, write_json
 from agr_trl.search import BM25Index, Scorer
+from agr_trl.stages import load_dataset
 
 logger = logging.getLogger("agr_trl.evaluate_retriever")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import yaml
 
-from agr_trl.adversarial import load_dataset, refuse_other_settings
 from agr_trl.config import (
     DataArguments,
     GeneratorArguments,
@@ -29,6 +28,7 @@ from agr_trl.runtime import (
     wait_for_everyone,
     write_text,
 )
+from agr_trl.stages import load_dataset, refuse_other_settings
 
 
 @dataclass

@@ -7,12 +7,12 @@ python recipes/search.py --interactive
 import sys
 from dataclasses import dataclass, field
 
-from agr_trl.adversarial import load_dataset
 from agr_trl.config import DataArguments, parse_recipe
 from agr_trl.errors import UserError
 from agr_trl.retriever import Retriever
 from agr_trl.runtime import require_model, run_recipe, start
 from agr_trl.search import BM25Index, ProductSearch
+from agr_trl.stages import load_dataset
 
 
 @dataclass

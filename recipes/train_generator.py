@@ -11,13 +11,6 @@ from pathlib import Path
 import pandas as pd
 from trl import RLOOConfig
 
-from agr_trl.adversarial import (
-    acceptance_filter,
-    catalogue_prompts,
-    generator_trainer,
-    load_dataset,
-    save_log,
-)
 from agr_trl.config import (
     DataArguments,
     GeneratorArguments,
@@ -38,6 +31,13 @@ from agr_trl.runtime import (
     start,
 )
 from agr_trl.search import BM25Index
+from agr_trl.stages import (
+    acceptance_filter,
+    catalogue_prompts,
+    generator_trainer,
+    load_dataset,
+    save_log,
+)
 
 
 @dataclass

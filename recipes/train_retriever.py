@@ -8,7 +8,6 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from agr_trl.adversarial import load_dataset
 from agr_trl.config import DataArguments, RetrieverArguments, parse_recipe
 from agr_trl.evaluation import format_table, score_candidates
 from agr_trl.hub import publish_folder, take_hub_settings
@@ -22,6 +21,7 @@ from agr_trl.runtime import (
     write_json,
 )
 from agr_trl.search import BM25Index
+from agr_trl.stages import load_dataset
 from agr_trl.training_pairs import gold_pairs
 
 SECTIONS = {"": (DataArguments, RetrieverArguments, TrainingArguments)}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from transformers import Seq2SeqTrainingArguments
 
-from agr_trl.adversarial import load_dataset
 from agr_trl.config import DataArguments, WarmUpArguments, parse_recipe
 from agr_trl.generator import (
     judged_query_pairs,
@@ -24,6 +23,7 @@ from agr_trl.runtime import (
     train_and_evaluate,
     write_json,
 )
+from agr_trl.stages import load_dataset
 
 SECTIONS = {"": (DataArguments, WarmUpArguments, Seq2SeqTrainingArguments)}
 

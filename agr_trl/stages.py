@@ -1,0 +1,130 @@
+"""What the recipes and the adversarial loop share: builders from settings, and training stages."""
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import yaml
+from peft import PeftModel
+
+from agr_trl.acceptance import AcceptanceFilter, vocabulary_of
+from agr_trl.config import DataArguments, GeneratorArguments, LoraArguments, RewardArguments
+from agr_trl.data import RelevanceDataset, load_relevance_dataset
+from agr_trl.errors import UserError
+from agr_trl.generator import generator_lora
+from agr_trl.relevance import EmbeddingScorer
+from agr_trl.retriever import Retriever
+from agr_trl.rewards import AcceptanceReward, RelevanceReward, RetrieverLossReward
+from agr_trl.runtime import (
+    is_main_process,
+    last_checkpoint,
+    wait_for_everyone,
+    without_times,
+    write_json,
+)
+from agr_trl.search import BM25Index
+from agr_trl.seq2seq_trainer import Seq2SeqRLOOTrainer
+
+
+def load_dataset(args: DataArguments, split: str | None = None) -> RelevanceDataset:
+    """Load the data set that the settings name."""
+    return load_relevance_dataset(
+        args.dataset_format,
+        args.dataset_path,
+        split,
+        relevant_grade=args.relevant_grade,
+        dev_fraction=args.dev_fraction,
+        test_fraction=args.test_fraction,
+        split_seed=args.split_seed,
+    )
+
+
+def catalogue_prompts(dataset: RelevanceDataset) -> pd.DataFrame:
+    """Return the whole catalogue as prompts, with the columns that the rewards read."""
+    return dataset.prompts().assign(
+        title=dataset.products["title"].to_numpy(), product_index=np.arange(len(dataset.products))
+    )
+
+
+def acceptance_filter(
+    args: RewardArguments, index: BM25Index, dataset: RelevanceDataset
+) -> AcceptanceFilter:
+    """Return the acceptance rules; words of the catalogue and the train queries are known."""
+    texts = [*dataset.documents, *dataset.pairs("train")["query"].unique()]
+    return AcceptanceFilter(args, index, vocabulary_of(texts))
+
+
+def generator_trainer(
+    model: Any,
+    tokenizer: Any,
+    args: Any,
+    lora: LoraArguments,
+    settings: GeneratorArguments,
+    prompts: pd.DataFrame,
+    retriever: Retriever,
+    relevance: EmbeddingScorer,
+    acceptance: AcceptanceFilter,
+    reward_args: RewardArguments,
+) -> Seq2SeqRLOOTrainer:
+    """Build the policy-gradient trainer: G against the frozen R and S, acceptance logged too."""
+    retriever.to_device()
+    rewards = [
+        RetrieverLossReward(retriever, reward_args, relevance),
+        RelevanceReward(relevance),
+        AcceptanceReward(relevance, acceptance),
+    ]
+    is_adapter = isinstance(model, PeftModel)
+    return Seq2SeqRLOOTrainer(
+        model=model,
+        reward_funcs=rewards,
+        args=args,
+        train_dataset=datasets.Dataset.from_pandas(prompts, preserve_index=False),
+        processing_class=tokenizer,
+        peft_config=None if is_adapter else generator_lora(lora),
+        max_prompt_tokens=settings.max_prompt_tokens,
+    )
+
+
+def train_with_checkpoints(trainer: Any) -> None:
+    """Train from the last checkpoint if there is one, then remove the checkpoints."""
+    folder = Path(trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    wait_for_everyone()
+    if is_main_process():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_log(trainer: Any, path: Path) -> None:
+    """Write what a trainer logged, without times."""
+    write_json(path, [without_times(entry) for entry in trainer.state.log_history])
+
+
+def refuse_other_settings(
+    config_file: Path,
+    settings: dict[str, Any],
+    free: Collection[str] = ("rounds", "dataset_path"),
+) -> None:
+    """Raise `UserError` when a run folder was made with other settings, the `free` ones apart."""
+    old = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    before, now = pd.json_normalize(old).T[0].to_dict(), pd.json_normalize(settings).T[0].to_dict()
+    changed = [
+        f"{name}: {before.get(name)} -> {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if str(before.get(name)) != str(now.get(name)) and name not in free
+    ]
+    if changed:
+        raise UserError(
+            f"`{config_file.parent}` was begun with other settings ({'; '.join(changed)}); "
+            "give another --output_dir, or remove the folder"
+        )
+
+
+def demo_oracle(args: DataArguments) -> Any:
+    """Return the demo shop's oracle for the shop that the settings name."""
+    from agr_trl.data.demo import load_demo_oracle
+
+    return load_demo_oracle(args.dataset_path)
