@@ -49,6 +49,10 @@ class EmbeddingScorer(ABC):
         cosine = np.einsum("nd,nd->n", left, right)
         return np.clip((cosine + 1) / 2, 0, 1).astype(np.float32)
 
+    def remember(self, texts: Sequence[str], vectors: np.ndarray) -> None:
+        """Take over vectors that `embed` returned before for texts of the catalogue, (N, D)."""
+        self._vectors |= dict(zip(texts, vectors, strict=True))
+
     def _vectors_of(self, texts: Sequence[str]) -> np.ndarray:
         missing = [text for text in dict.fromkeys(texts) if text not in self._vectors]
         found = dict(zip(missing, self.embed(missing), strict=True)) if missing else {}

@@ -107,17 +107,32 @@ def split_queries(
             f"dev_fraction {dev_fraction} and test_fraction {test_fraction} must be at least 0 "
             "and sum to less than 1"
         )
-    groups = pd.Series(query_groups(list(queries)), index=queries.index)
-    sizes = groups.value_counts()
-    order = sorted(
-        sizes.index, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest()
-    )
-    start = sizes[order].cumsum() - sizes[order]
+    groups, start = _shuffled_groups(queries, seed)
     split = pd.Series("train", index=start.index)
     split[start < round((dev_fraction + test_fraction) * len(queries))] = "dev"
     split[start < round(test_fraction * len(queries))] = "test"
     return groups.map(split)
 
 
-def _shuffle_key(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+def fold_queries(queries: pd.Series, folds: int, seed: int) -> pd.Series:
+    """Assign a fold, 0 to `folds` - 1, to each query text, variants together.
+
+    Fixed by the seed and the set of texts. Folds have the same number of queries, give or take one
+    group of variants. Raises `UserError` for fewer than two folds or fewer queries than folds.
+    """
+    if not 2 <= folds <= len(queries):
+        raise UserError(
+            f"`folds` is {folds}; it must be from 2 to the number of queries, {len(queries)}"
+        )
+    groups, start = _shuffled_groups(queries, seed)
+    return groups.map(start * folds // len(queries)).astype(int)
+
+
+def _shuffled_groups(queries: pd.Series, seed: int) -> tuple[pd.Series, pd.Series]:
+    """Return each query's group of variants; of each group, the queries before it in a shuffle."""
+    groups = pd.Series(query_groups(list(queries)), index=queries.index)
+    sizes = groups.value_counts()
+    order = sorted(
+        sizes.index, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    )
+    return groups, sizes[order].cumsum() - sizes[order]
