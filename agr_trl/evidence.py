@@ -1,0 +1,513 @@
+"""What a finished comparison of arms shows: its run folder in, one dictionary of numbers out.
+
+    <run>/seed_00/fold_0/<arm>/held_out.parquet   scored pairs that the arm's model never saw
+    <run>/seed_00/fold_0/<arm>/result.json        blend weight, rounds, minutes
+    <run>/seed_00/fold_0/<arm>/queries.parquet    what the arm wrote (not for `supervised`)
+
+Every number is computed here from these files, none is taken from a training log but the rounds'.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+from scipy.stats import norm, rankdata
+
+from agr_trl.acceptance import query_statistics
+from agr_trl.config import ARMS
+from agr_trl.errors import UserError
+from agr_trl.evaluation import ScoredCandidates
+from agr_trl.report_text import metric_name, number, signed
+from agr_trl.runtime import read_json
+from agr_trl.significance import (
+    Fold,
+    Interval,
+    WeightedMetric,
+    bootstrap_intervals,
+    detectable_difference,
+    effect_size,
+    holm,
+    paired_randomisation,
+    value_by_seed,
+    weighted_average_precision,
+    weighted_calibration_error,
+    weighted_log_loss,
+    weighted_mean,
+    weighted_roc_auc,
+)
+
+logger = logging.getLogger(__name__)
+
+TESTED = "adversarial"
+START = "warm_up_generator"  # the generator that the trained ones begin from
+PAIR_METRICS: dict[str, WeightedMetric] = {
+    "pr_auc": weighted_average_precision,
+    "roc_auc": weighted_roc_auc,
+    "ece": weighted_calibration_error,
+    "log_loss": weighted_log_loss,
+}
+AREAS = ("pr_auc", "roc_auc")
+RANKINGS = ("judged/ndcg@10", "judged/mrr@10", "judged/map", "rerank/ndcg@10", "blend/ndcg@10")
+EXAMPLES = 30
+EXAMPLES_PER_QUERY = 2
+ALARM_CHANGE = 0.01  # in the mean of S or of the second judge, each in [0, 1]
+
+
+class Part(NamedTuple):
+    """One arm in one fold of one seed; `seed` is a position among the seeds."""
+
+    seed: int
+    pairs: pd.DataFrame
+    result: Mapping[str, Any]
+    queries: pd.DataFrame | None
+
+
+Scores = dict[str, dict[str, list[Fold]]]  # metric -> arm -> folds
+
+
+def build_evidence(
+    folder: Path,
+    primary_metric: str,
+    seeds: Sequence[int],
+    folds: int,
+    *,
+    dataset: str,
+    commit: str,
+    hardware: str,
+    arms: Sequence[str] = ARMS,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the evidence of a run folder, ready to be written as JSON.
+
+    `arms` have 95 % intervals over queries and seeds; `tests` compare `adversarial` with each
+    other arm on the primary metric. `per_query` has, for each control, both values of each query,
+    the largest gain first: of the primary metric where that is a ranking's, else average precision
+    over the query's judged pairs, if it has both classes; effect size, wins and losses are over
+    these. An audit is the mean over seeds and folds; but for the counts it is of the accepted
+    queries, which are those that R learned from. None stands for what is not defined. Raises
+    `UserError` for a folder that lacks a part and for a primary metric that the data does not have.
+    """
+    parts = _load(folder, arms, seeds, folds)
+    first = pd.concat([part.pairs for part in parts[TESTED] if part.seed == 0])
+    judged = first[first["judged"]]
+    has_ids = all(part.result["has_ids"] for part in parts[TESTED])
+    rankings = {arm: _rankings(own) for arm, own in parts.items()} if has_ids else {}
+    scores = _ranking_scores(rankings) | _pair_scores(parts)
+    if not all(arm in scores.get(primary_metric, {}) for arm in arms):
+        raise UserError(
+            f"`{folder}` has no {primary_metric} of every arm; it has {', '.join(scores)}"
+        )
+    per_seed = {
+        arm: rankings[arm][primary_metric]
+        if primary_metric in RANKINGS
+        else _average_precision(own)
+        for arm, own in parts.items()
+        if arm in arms
+    }
+    values = pd.DataFrame({arm: own.groupby("query_id").mean() for arm, own in per_seed.items()})
+    values.index = values.index.map(judged.groupby("query_id")["query"].first())
+    audits = {arm: _audit(parts[arm]) for arm in arms if parts[arm][0].queries is not None}
+    return {
+        "dataset": dataset,
+        "primary_metric": primary_metric,
+        "seeds": list(seeds),
+        "folds": folds,
+        "commit": commit,
+        "queries": int(judged["query_id"].nunique()),
+        "pairs": len(judged),
+        "resamples": resamples,
+        "minutes": sum(part.result["minutes"] for arm in ("cosine", *arms) for part in parts[arm]),
+        "hardware": hardware,
+        "arms": _arm_rows(scores, primary_metric, list(parts), resamples, seed),
+        "tests": _tests(scores, primary_metric, values, arms, resamples, seed),
+        "rounds": {arm: _rounds(parts[arm], primary_metric) for arm in arms},
+        "audits": audits,
+        "alarms": alarms(audits),
+        "per_query": {arm: _pairs_of_values(values, arm) for arm in arms if arm != TESTED},
+        "examples": _examples(parts[TESTED]),
+    }
+
+
+# --- Reading -------------------------------------------------------------------------------------
+
+
+def _load(
+    folder: Path, arms: Sequence[str], seeds: Sequence[int], folds: int
+) -> dict[str, list[Part]]:
+    """Return the parts of each row of the comparison: bm25, cosine, arms."""
+    if TESTED not in arms:
+        raise UserError(f"`arms` is {', '.join(arms)}; it must have {TESTED}")
+    if not seeds or folds < 1:
+        raise UserError(f"`seeds` is {list(seeds)} and `folds` {folds}; give one of each or more")
+    places = [
+        (position, f"seed_{seed:02d}/fold_{fold}")
+        for position, seed in enumerate(seeds)
+        for fold in range(folds)
+    ]
+    names = {arm: ["held_out.parquet", "result.json", "queries.parquet"] for arm in arms}
+    names |= {arm: ["held_out.parquet", "result.json"] for arm in ("supervised", "cosine")}
+    rows = ("cosine", *arms)
+    files = [f"{place}/{arm}/{name}" for _, place in places for arm in rows for name in names[arm]]
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more files" if len(missing) > 3 else ""
+        raise UserError(
+            f"`{folder}` lacks {', '.join(missing[:3])}{more}; run the same comparison again, it "
+            "goes on from there"
+        )
+    parts = {
+        arm: [_read_part(folder / place / arm, position) for position, place in places]
+        for arm in rows
+    }
+    _check_same_queries(parts, places)
+    bm25 = [
+        part._replace(
+            pairs=part.pairs.assign(retriever=part.pairs["bm25"]),
+            result={**part.result, "blend_weight": None},
+        )
+        for part in parts[TESTED]
+    ]
+    return {"bm25": bm25} | parts
+
+
+def _read_part(folder: Path, position: int) -> Part:
+    queries = folder / "queries.parquet"
+    return Part(
+        position,
+        pd.read_parquet(folder / "held_out.parquet"),
+        read_json(folder / "result.json"),
+        pd.read_parquet(queries) if queries.is_file() else None,
+    )
+
+
+def _check_same_queries(parts: Mapping[str, list[Part]], places: Sequence[tuple[int, str]]) -> None:
+    """Refuse arms that were not scored on the same pairs, and seeds that miss or repeat a query."""
+    reference = [_judged_keys(part) for part in parts[TESTED]]
+    for arm, own in parts.items():
+        for part, keys, (_, place) in zip(own, reference, places, strict=True):
+            if _judged_keys(part) != keys:
+                raise UserError(f"{place}/{arm} has other judged pairs than {TESTED}; remove both")
+    by_seed: dict[int, list[str]] = {}
+    for part in parts[TESTED]:
+        by_seed.setdefault(part.seed, []).extend(_judged_ids(part))
+    if any(sorted(queries) != sorted(set(by_seed[0])) for queries in by_seed.values()):
+        raise UserError("a seed lacks a judged query of another, or has one in two of its folds")
+
+
+def _judged_keys(part: Part) -> list[tuple[str, str]]:
+    judged = part.pairs[part.pairs["judged"]]
+    return sorted(zip(judged["query_id"], judged["product_id"], strict=True))
+
+
+def _judged_ids(part: Part) -> list[str]:
+    queries: list[str] = part.pairs.loc[part.pairs["judged"], "query_id"].unique().tolist()
+    return queries
+
+
+# --- Metrics -------------------------------------------------------------------------------------
+
+
+def _pair_scores(parts: Mapping[str, list[Part]]) -> Scores:
+    """Return what the pair metrics read: ranks inside a fold for the areas, else probabilities.
+
+    Ranks change no area, and a test that swaps the rows of two arms then compares like with like:
+    in simulations log-odds of which one arm's are three times as wide cost it half of its power.
+    Raw BM25 scores are no probabilities. Areas are left out where no fold has both classes.
+    """
+    query_ids = pd.Index(sorted({query for part in parts[TESTED] for query in _judged_ids(part)}))
+    scores: Scores = {}
+    for name, metric in PAIR_METRICS.items():
+        is_area = name in AREAS
+        own = {
+            arm: [_pair_fold(part, query_ids, is_area) for part in parts[arm]]
+            for arm in parts
+            if is_area or arm != "bm25"
+        }
+        if np.isfinite(value_by_seed(metric, own[TESTED], np.ones((1, len(query_ids))))).all():
+            scores[name] = own
+    return scores
+
+
+def _pair_fold(part: Part, query_ids: pd.Index, is_area: bool) -> Fold:
+    judged = part.pairs[part.pairs["judged"]]
+    log_odds = judged["retriever"].to_numpy(dtype=float)
+    return Fold(
+        part.seed,
+        query_ids.get_indexer(judged["query_id"]),
+        rankdata(log_odds) if is_area else expit(log_odds),
+        judged["label"].to_numpy(dtype=float),
+    )
+
+
+def _rankings(parts: Sequence[Part]) -> pd.DataFrame:
+    """Return an arm's RANKINGS (columns) of each seed and query (index) with a relevant product."""
+    frames = []
+    for part in parts:
+        scored = ScoredCandidates(part.pairs, has_ids=True, is_bm25=False)
+        groups = scored.rankings(part.result["blend_weight"], part.result["relevant_grade"])
+        columns = {
+            metric: groups[group][name]
+            for metric in RANKINGS
+            for group, _, name in [metric.partition("/")]
+            if group in groups
+        }
+        frames.append(pd.DataFrame(columns).assign(seed=part.seed).set_index("seed", append=True))
+    return pd.concat(frames).reorder_levels(["seed", "query_id"]).sort_index()
+
+
+def _ranking_scores(rankings: Mapping[str, pd.DataFrame]) -> Scores:
+    """Return the ranking metrics: one row a query, all queries of a seed in one fold.
+
+    An arm without a blend weight has no blend.
+    """
+    scores: Scores = {}
+    for arm, table in rankings.items():
+        for metric in table.columns[table.notna().all()]:
+            scores.setdefault(metric, {})[arm] = [
+                Fold(int(seed), np.arange(len(own)), own.to_numpy(), np.ones(len(own)))
+                for seed, own in table[metric].groupby(level="seed")
+            ]
+    return scores
+
+
+def _average_precision(parts: Sequence[Part]) -> pd.Series:
+    """Return the average precision of each seed and query (index) that has both classes."""
+    values = {
+        (part.seed, query_id): weighted_average_precision(
+            rows["retriever"].to_numpy(), rows["label"].to_numpy(), np.ones((1, len(rows)))
+        )[0]
+        for part in parts
+        for query_id, rows in part.pairs[part.pairs["judged"]].groupby("query_id")
+    }
+    index = pd.MultiIndex.from_tuples(values, names=["seed", "query_id"])
+    return pd.Series(list(values.values()), index=index, dtype=float).dropna()
+
+
+# --- Tables --------------------------------------------------------------------------------------
+
+
+def _arm_rows(
+    scores: Scores, primary_metric: str, arms: Sequence[str], resamples: int, seed: int
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return mean and interval of each arm and metric, the primary metric first."""
+    rows: dict[str, dict[str, dict[str, float | None]]] = {arm: {} for arm in arms}
+    for name, own in sorted(scores.items(), key=lambda item: item[0] != primary_metric):
+        metric = PAIR_METRICS.get(name, weighted_mean)
+        logger.info("intervals of %s", name)
+        intervals = bootstrap_intervals(
+            metric, list(own.values()), np.eye(len(own)), resamples, seed
+        )
+        for arm, interval in zip(own, intervals, strict=True):
+            rows[arm][name] = _mean_and_bounds(name, interval)
+    return rows
+
+
+def _mean_and_bounds(name: str, interval: Interval) -> dict[str, float | None]:
+    low, high = interval.low, interval.high
+    if name == "ece":
+        # Drawing pairs twice leaves fewer different ones in a bin, so a resample's error is larger
+        # and a percentile interval can miss its own mean: use the standard error around the mean.
+        low, high = norm.interval(0.95, loc=interval.value, scale=interval.standard_error)
+        low = max(0.0, low)
+    return {"mean": interval.value, "low": _defined(low), "high": _defined(high)}
+
+
+def _tests(
+    scores: Scores,
+    primary_metric: str,
+    values: pd.DataFrame,
+    arms: Sequence[str],
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Return the paired test of the tested arm against each other one, on the primary metric."""
+    controls = [arm for arm in arms if arm != TESTED]
+    if not controls:
+        return {}
+    metric = PAIR_METRICS.get(primary_metric, weighted_mean)
+    own = scores[primary_metric]
+    contrasts = np.column_stack([np.ones(len(controls)), -np.eye(len(controls))])
+    folds = [own[arm] for arm in (TESTED, *controls)]
+    intervals = bootstrap_intervals(metric, folds, contrasts, resamples, seed)
+    p_values = {}
+    for control in controls:
+        logger.info("%s against %s", TESTED, control)
+        p_values[control] = paired_randomisation(metric, own[TESTED], own[control], resamples, seed)
+    adjusted = holm(p_values)
+    tests = {}
+    for control, interval in zip(controls, intervals, strict=True):
+        differences = (values[TESTED] - values[control]).to_numpy().round(9)
+        tests[control] = {
+            "difference": interval.value,
+            "low": _defined(interval.low),
+            "high": _defined(interval.high),
+            "p": p_values[control],
+            "p_holm": adjusted[control],
+            "effect_size": effect_size(differences),
+            "detectable": _defined(detectable_difference(interval.standard_error)),
+            "wins": int((differences > 0).sum()),
+            "losses": int((differences < 0).sum()),
+            "ties": int((differences == 0).sum()),
+        }
+    return tests
+
+
+def _pairs_of_values(values: pd.DataFrame, control: str) -> list[dict[str, Any]]:
+    """Return both values of each query, the largest gain over the control first."""
+    table = values[[TESTED, control]].set_axis(["adversarial", "control"], axis=1)
+    gains = (table["adversarial"] - table["control"]).to_numpy()
+    order = np.argsort(-gains, kind="stable")
+    records: list[dict[str, Any]] = table.iloc[order].reset_index(names="query").to_dict("records")
+    return records
+
+
+def _rounds(parts: Sequence[Part], metric: str) -> list[dict[str, Any]]:
+    """Return each round's mean dev metric over seeds and folds, and how often it was kept."""
+    rounds: dict[int, list[Mapping[str, Any]]] = {}
+    for part in parts:
+        for this in part.result["rounds"]:
+            rounds.setdefault(this["round"], []).append(this)
+    return [
+        {
+            "round": index,
+            "dev": _mean([this["dev"].get(metric) for this in rounds[index]]),
+            "kept": float(np.mean([this["kept"] for this in rounds[index]])),
+        }
+        for index in sorted(rounds)
+    ]
+
+
+# --- Audits and examples -------------------------------------------------------------------------
+
+
+def _audit(parts: Sequence[Part]) -> dict[str, Any]:
+    """Return counts of what an arm wrote, and means over its accepted queries."""
+    frames = [part.queries for part in parts if part.queries is not None]
+    written = pd.concat(frames, ignore_index=True)
+    is_accepted = written["accepted"].astype(bool)
+    judged_by = ["probability", "relevance", "second_judge"]
+    rows: list[dict[str, float]] = []
+    for frame in frames:
+        accepted = frame[frame["accepted"].astype(bool)]
+        if len(accepted):
+            texts = accepted["query"].tolist(), accepted["document"].tolist()
+            rows.append(query_statistics(*texts) | accepted[judged_by].mean().to_dict())
+    names = ["copy_rate", "distinct_1", "distinct_2", "query_words", *judged_by]
+    audit: dict[str, Any] = {
+        "written": len(written),
+        "accepted": int(is_accepted.sum()),
+        "acceptance_rate": float(is_accepted.mean()) if len(written) else None,
+        "reasons": written.loc[~is_accepted, "reason"].value_counts().to_dict(),
+    }
+    audit |= {name: _mean([row[name] for row in rows]) for name in names}
+    audit["mean_words"] = audit.pop("query_words")
+    shares = [
+        (this["queries"]["truly_relevant_share"], this["queries"]["accepted"])
+        for part in parts
+        for this in part.result["rounds"]
+        if this["round"] and this["queries"].get("truly_relevant_share") is not None
+    ]
+    if shares:
+        share, accepted_queries = np.array(shares).T
+        audit["truly_relevant_share"] = float(np.average(share, weights=accepted_queries))
+    return audit
+
+
+def alarms(audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each arm that pleases S better and a judge it never met less.
+
+    Compared with the generator that it began from: S that rises while the second judge falls says
+    that S is cheated, not that the queries got better.
+    """
+    start = audits.get(START, {})
+    sentences = []
+    for arm, audit in audits.items():
+        numbers = [
+            own.get(name) for name in ("relevance", "second_judge") for own in (start, audit)
+        ]
+        known = [value for value in numbers if value is not None]
+        if len(known) < len(numbers):
+            continue
+        s_before, s_after, judge_before, judge_after = known
+        if s_after - s_before > ALARM_CHANGE and judge_before - judge_after > ALARM_CHANGE:
+            sentences.append(
+                f"{arm}: S of the accepted queries rises from {s_before:.3f} ({START}) to "
+                f"{s_after:.3f}, but the second judge's score falls from {judge_before:.3f} to "
+                f"{judge_after:.3f}"
+            )
+    return sentences
+
+
+def _examples(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Return judged pairs that the supervised start gets wrong and the tested arm right.
+
+    By the log-odds averaged over seeds; largest change of the probability first, and of one query
+    at most EXAMPLES_PER_QUERY, so that the list shows more than one mistake.
+    """
+    pairs = pd.concat([part.pairs[part.pairs["judged"]] for part in parts])
+    texts = {"query": "first", "document": "first", "label": "first"}
+    log_odds = {"before": "mean", "retriever": "mean"}
+    rows = pairs.groupby(["query_id", "product_id"], sort=False).agg(texts | log_odds)
+    rows = rows.assign(before=expit(rows["before"]), after=expit(rows["retriever"]))
+    is_relevant = rows["label"] >= 0.5
+    mended = rows[
+        ((rows["before"] >= 0.5) != is_relevant) & ((rows["after"] >= 0.5) == is_relevant)
+    ]
+    moved = (mended["after"] - mended["before"]).abs().round(9)
+    order = moved.sort_values(ascending=False, kind="stable").index
+    chosen = mended.loc[order].groupby("query_id", sort=False).head(EXAMPLES_PER_QUERY)
+    columns = ["query", "document", "label", "before", "after"]
+    records: list[dict[str, Any]] = chosen.head(EXAMPLES)[columns].to_dict("records")
+    return [record | {"arm": TESTED} for record in records]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None and value == value]
+    return float(np.mean(defined)) if defined else None
+
+
+def _defined(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+# --- Text ----------------------------------------------------------------------------------------
+
+
+def evidence_table(evidence: Mapping[str, Any]) -> str:
+    """Return the evidence as plain text: a row per arm, differences of `adversarial` from it.
+
+    "–" stands where there is no value, or nothing to compare.
+    """
+    primary, arms, tests = evidence["primary_metric"], evidence["arms"], evidence["tests"]
+    others = list(dict.fromkeys(m for own in arms.values() for m in own if m != primary))
+    heads = [metric_name(primary), "95 % interval", f"{TESTED} -", "p", "p (Holm)"]
+    lines = [["", *heads, *map(metric_name, others)]]
+    for arm, own in arms.items():
+        value, test = own.get(primary, {}), tests.get(arm, {})
+        lines.append(
+            [
+                arm,
+                number(value.get("mean")),
+                f"[{number(value.get('low'))}, {number(value.get('high'))}]",
+                signed(test.get("difference")),
+                number(test.get("p")),
+                number(test.get("p_holm")),
+                *(number(own.get(metric, {}).get("mean")) for metric in others),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = [
+        "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]).rstrip()
+        for first, *rest in lines
+    ]
+    seeds, folds = len(evidence["seeds"]), evidence["folds"]
+    head = (
+        f"{evidence['dataset']}: {evidence['queries']} queries, {evidence['pairs']} judged pairs, "
+        f"{seeds} seed{'s' * (seeds != 1)}, {folds} folds, {evidence['resamples']} resamples"
+    )
+    return "\n".join([head, *table, *(f"alarm: {sentence}" for sentence in evidence["alarms"])])

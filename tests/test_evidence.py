@@ -1,0 +1,412 @@
+"""Evidence from a run folder that the test writes, each number worked by hand."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from agr_trl.config import ARMS
+from agr_trl.errors import UserError
+from agr_trl.evidence import alarms, build_evidence, evidence_table
+from agr_trl.runtime import write_json
+
+CONTROLS = [arm for arm in ARMS if arm != "adversarial"]
+QUERIES = ["red chair", "blue lamp", "oak table", "wool rug"]  # the first two are in fold 0
+P = 1 / (1 + math.exp(-2))  # probability at log-odds 2
+
+# Who ranks which query right, as (seed, query): the adversary all, supervised half of seed 1.
+RIGHT = {
+    "adversarial": {(seed, query) for seed in range(2) for query in range(4)},
+    "supervised": {(1, 2), (1, 3)},
+    "cosine": set(),
+    "random_crops": {(seed, query) for seed in range(2) for query in range(4)},
+}
+
+
+def pairs(arm: str, seed: int, fold: int) -> pd.DataFrame:
+    """Two queries of three products: 0 relevant, 1 not, 2 only a candidate that BM25 likes best.
+
+    A right model's log-odds are 2 for the relevant one and -2 for the other; a wrong one's the
+    reverse; product 2 has 0. The supervised start, `before`, has only query 0 wrong.
+    """
+    rows = []
+    for query in (2 * fold, 2 * fold + 1):
+        for product, label in enumerate((1.0, 0.0, math.nan)):
+            log_odds = (2.0, -2.0, 0.0)[product]
+            rows.append(
+                {
+                    "query_id": f"q{query}",
+                    "product_id": f"p{product}",
+                    "query": QUERIES[query],
+                    "document": f"document {product}",
+                    "label": label,
+                    "grade": label,
+                    "judged": product < 2,
+                    "candidate": True,
+                    "bm25": (2.0, 1.0, 3.0)[product],
+                    "retriever": log_odds if (seed, query) in RIGHT.get(arm, ()) else -log_odds,
+                    "before": -log_odds / 2 if query == 0 else log_odds,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def written(arm: str, seed: int) -> pd.DataFrame:
+    """Four queries, two accepted; S and the second judge depend on arm and seed."""
+    relevance = {"warm_up_generator": 0.7, "relevance_only": 0.9}.get(arm, 0.7) + 0.02 * seed
+    second_judge = {"warm_up_generator": 0.6, "relevance_only": 0.4}.get(arm, 0.6)
+    texts = ["red chair", "red lamp", "chair chair", "car"]
+    return pd.DataFrame(
+        {
+            "product_id": "p0",
+            "title": "red chair",
+            "document": "a red chair of oak",
+            "query": texts,
+            "round": 1,
+            "probability": [0.2, 0.4, 0.9, 0.9],
+            "probability_after": 0.5,
+            "relevance": [relevance, relevance, 0.1, 0.1],
+            "second_judge": [second_judge, second_judge, 0.0, 0.0],
+            "accepted": [True, True, False, False],
+            "reason": ["", "", "broken", "low_relevance"],
+        }
+    )
+
+
+def result(arm: str, seed: int, has_ids: bool) -> dict[str, Any]:
+    rounds = [{"round": 0, "kept": True, "dev": {"pr_auc": 0.5}, "queries": {}}]
+    if arm != "supervised":
+        audit = {"accepted": 2 + seed, "truly_relevant_share": 0.5 + 0.5 * seed}
+        dev = {"pr_auc": 0.6 + 0.1 * seed}
+        rounds.append({"round": 1, "kept": seed == 0, "dev": dev, "queries": audit})
+    return {
+        # Weight 0 is BM25's own order.
+        "blend_weight": 0.0 if has_ids and arm != "cosine" else None,
+        "has_ids": has_ids,
+        "relevant_grade": 1,
+        "minutes": 1.5,
+        "rounds": [] if arm == "cosine" else rounds,
+    }
+
+
+def write_run(folder: Path, has_ids: bool) -> Path:
+    for seed in range(2):
+        for fold in range(2):
+            for arm in ("cosine", *ARMS):
+                place = folder / f"seed_{seed:02d}" / f"fold_{fold}" / arm
+                place.mkdir(parents=True)
+                rows = pairs(arm, seed, fold)
+                if not has_ids:
+                    rows = rows[rows["judged"]].assign(candidate=False)
+                rows.to_parquet(place / "held_out.parquet")
+                write_json(place / "result.json", result(arm, seed, has_ids))
+                if arm not in ("cosine", "supervised"):
+                    written(arm, seed).to_parquet(place / "queries.parquet")
+    return folder
+
+
+def build(folder: Path, primary: str, **changes: Any) -> dict[str, Any]:
+    settings = {"seeds": [0, 1], "folds": 2, "resamples": 300, "dataset": "toy"}
+    settings |= {"commit": "abc", "hardware": "one core"}
+    return build_evidence(folder, primary, **settings | changes)
+
+
+@pytest.fixture(scope="module")
+def pairs_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("pairs"), has_ids=False)
+
+
+@pytest.fixture(scope="module")
+def on_pairs(pairs_run: Path) -> dict[str, Any]:
+    return build(pairs_run, "pr_auc")
+
+
+@pytest.fixture(scope="module")
+def on_rankings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return build(write_run(tmp_path_factory.mktemp("ids"), has_ids=True), "judged/ndcg@10")
+
+
+def means(evidence: dict[str, Any], metric: str) -> dict[str, float]:
+    rows = evidence["arms"].items()
+    return {arm: row[metric]["mean"] for arm, row in rows if metric in row}
+
+
+def test_the_head(on_pairs: dict[str, Any]) -> None:
+    head = {
+        "dataset": "toy",
+        "primary_metric": "pr_auc",
+        "seeds": [0, 1],
+        "folds": 2,
+        "commit": "abc",
+        "queries": 4,
+        "pairs": 8,
+        "resamples": 300,
+        "minutes": 7 * 4 * 1.5,  # six arms and the cosine, in four folds
+        "hardware": "one core",
+    }
+    assert {key: on_pairs[key] for key in head} == head
+    tables = {"arms", "tests", "rounds", "audits", "alarms", "per_query", "examples"}
+    assert on_pairs.keys() == head.keys() | tables
+    assert list(on_pairs["arms"]) == ["bm25", "cosine", *ARMS]
+    assert list(on_pairs["tests"]) == list(on_pairs["per_query"]) == CONTROLS
+    json.dumps(on_pairs, allow_nan=False)  # plain numbers only
+
+
+def test_pair_metrics_by_hand(on_pairs: dict[str, Any]) -> None:
+    # A right fold has area 1. A wrong one has both relevant pairs behind: precision 1/2 there.
+    # Supervised is right in one of four folds.
+    areas = means(on_pairs, "pr_auc")
+    assert areas.pop("supervised") == pytest.approx((1 / 2 + 1 / 2 + 1 / 2 + 1) / 4)
+    right = {arm: 1.0 for arm in ("bm25", "random_crops", "adversarial")}
+    assert areas == pytest.approx({arm: right.get(arm, 0.5) for arm in areas})
+    roc = means(on_pairs, "roc_auc")
+    assert (roc["supervised"], roc["cosine"], roc["adversarial"]) == (1 / 4, 0, 1)
+    # Every pair is off by 1 - P where right, by P where wrong; BM25 has no probabilities.
+    errors, losses = means(on_pairs, "ece"), means(on_pairs, "log_loss")
+    assert "bm25" not in errors | losses
+    assert errors["adversarial"] == pytest.approx(1 - P)
+    assert errors["supervised"] == pytest.approx((3 * P + 1 - P) / 4)
+    assert losses["cosine"] == pytest.approx(-math.log(1 - P))
+
+
+def test_intervals_of_arms(on_pairs: dict[str, Any]) -> None:
+    assert on_pairs["arms"]["adversarial"]["pr_auc"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    supervised = on_pairs["arms"]["supervised"]
+    # Seed 0 twice gives 1/2, seed 1 twice 3/4 (each in 1/4 of the draws); 1 would take queries of
+    # fold 1 alone as well, which is 1/4 * 1/16 and so outside.
+    assert supervised["pr_auc"] == {"mean": 0.625, "low": 0.5, "high": 0.75}
+    # The interval of ECE lies around its mean, and not below 0.
+    ece = on_pairs["arms"]["supervised"]["ece"]
+    assert 0 <= ece["low"] < ece["mean"] < ece["high"]
+    right = on_pairs["arms"]["adversarial"]["ece"]
+    assert right["low"] == pytest.approx(1 - P) == right["high"]
+
+
+def test_paired_tests_by_hand(on_pairs: dict[str, Any]) -> None:
+    tests = on_pairs["tests"]
+    # Each query's average precision is 1 against 1/2 in both seeds. The difference of means, 1/2,
+    # is reached by one of the 2^4 ways to swap queries, and its negative by one.
+    warm_up = tests["warm_up_generator"]
+    assert warm_up["difference"] == 0.5
+    assert (warm_up["low"], warm_up["high"]) == (0.5, 0.5)
+    assert warm_up["p"] == pytest.approx(2 / 16)
+    assert (warm_up["wins"], warm_up["losses"], warm_up["ties"]) == (4, 0, 0)
+    assert warm_up["effect_size"] is None  # every query gains the same
+    assert warm_up["detectable"] == pytest.approx(0, abs=1e-9)
+    # Nothing to see.
+    crops = tests["random_crops"]
+    assert (crops["difference"], crops["p"], crops["p_holm"]) == (0, 1, 1)
+    assert (crops["wins"], crops["losses"], crops["ties"]) == (0, 0, 4)
+    # Queries 2 and 3 gain 1/2 in one of two seeds.
+    supervised = tests["supervised"]
+    assert supervised["difference"] == pytest.approx(1 - 0.625)
+    assert supervised["effect_size"] == pytest.approx(0.375 / np.std([4, 4, 2, 2], ddof=1) * 8)
+    assert supervised["detectable"] > 0.1
+    assert (supervised["wins"], supervised["losses"], supervised["ties"]) == (4, 0, 0)
+    # Of five p-values the smallest counts five times, and the others no less.
+    assert warm_up["p_holm"] == pytest.approx(5 * 2 / 16)
+    assert all(test["p_holm"] >= test["p"] for test in tests.values())
+
+
+def test_values_per_query(on_pairs: dict[str, Any]) -> None:
+    # Averaged over seeds, the largest gain first.
+    assert on_pairs["per_query"]["supervised"] == [
+        {"query": "red chair", "adversarial": 1.0, "control": 0.5},
+        {"query": "blue lamp", "adversarial": 1.0, "control": 0.5},
+        {"query": "oak table", "adversarial": 1.0, "control": 0.75},
+        {"query": "wool rug", "adversarial": 1.0, "control": 0.75},
+    ]
+
+
+def test_ranking_metrics_by_hand(on_rankings: dict[str, Any]) -> None:
+    assert on_rankings["primary_metric"] == "judged/ndcg@10"
+    second, third = 1 / math.log2(3), 1 / math.log2(4)
+    # Judged pool: the relevant product is first of two, or second.
+    judged = means(on_rankings, "judged/ndcg@10")
+    assert judged["supervised"] == pytest.approx((6 * second + 2) / 8)
+    assert (judged["adversarial"], judged["bm25"]) == (1, 1)
+    assert judged["cosine"] == pytest.approx(second)
+    assert means(on_rankings, "judged/mrr@10")["cosine"] == 1 / 2
+    assert means(on_rankings, "judged/map")["cosine"] == 1 / 2
+    # Candidates: product 2, not judged, is between the others; BM25 has it first.
+    reranked = means(on_rankings, "rerank/ndcg@10")
+    assert reranked["adversarial"] == 1
+    assert reranked["cosine"] == pytest.approx(third)
+    assert reranked["bm25"] == pytest.approx(second)
+    # Weight 0 is BM25; the cosine has no weight here, BM25 itself never has.
+    blended = means(on_rankings, "blend/ndcg@10")
+    assert blended == pytest.approx({arm: second for arm in ARMS})
+    assert means(on_rankings, "pr_auc")["adversarial"] == 1
+    assert next(iter(on_rankings["arms"]["supervised"])) == "judged/ndcg@10"
+
+
+def test_ranking_tests_by_hand(on_rankings: dict[str, Any]) -> None:
+    gain = 1 - 1 / math.log2(3)
+    test = on_rankings["tests"]["supervised"]
+    # Gains of the four queries: whole, whole, half, half.
+    assert test["difference"] == pytest.approx(gain * 3 / 4)
+    assert test["p"] == pytest.approx(2 / 16)
+    assert test["effect_size"] == pytest.approx(0.75 / math.sqrt(0.25 / 3))
+    # From fold 1's queries in seed 1 alone, where nothing is gained, to everything wrong.
+    assert (test["low"], test["high"]) == (pytest.approx(0, abs=gain / 4), pytest.approx(gain))
+    values = on_rankings["per_query"]["supervised"]
+    assert [row["adversarial"] - row["control"] for row in values] == pytest.approx(
+        [gain, gain, gain / 2, gain / 2]
+    )
+
+
+def test_rounds_are_means_over_seeds_and_folds(on_pairs: dict[str, Any]) -> None:
+    start = {"round": 0, "dev": 0.5, "kept": 1.0}
+    assert on_pairs["rounds"]["supervised"] == [start]
+    assert on_pairs["rounds"]["adversarial"] == [
+        start,
+        {"round": 1, "dev": pytest.approx(0.65), "kept": 0.5},
+    ]
+    assert list(on_pairs["rounds"]) == list(ARMS)
+
+
+def test_a_dev_metric_that_is_missing_is_none(on_rankings: dict[str, Any]) -> None:
+    assert [this["dev"] for this in on_rankings["rounds"]["supervised"]] == [None]
+
+
+def test_audits_by_hand(on_pairs: dict[str, Any]) -> None:
+    assert list(on_pairs["audits"]) == [arm for arm in ARMS if arm != "supervised"]
+    audit = dict(on_pairs["audits"]["adversarial"])
+    assert audit.pop("reasons") == {"broken": 4, "low_relevance": 4}
+    assert audit == pytest.approx(
+        {
+            "written": 16,
+            "accepted": 8,
+            "acceptance_rate": 1 / 2,
+            # Of the accepted "red chair" and "red lamp", in each fold:
+            "copy_rate": 1 / 2,
+            "distinct_1": 3 / 4,
+            "distinct_2": 1,
+            "mean_words": 2,
+            "probability": 0.3,
+            "relevance": (0.7 + 0.72) / 2,
+            "second_judge": 0.6,
+            # Half of 2 in seed 0, all of 3 in seed 1.
+            "truly_relevant_share": (2 * 0.5 + 3 * 1) / 5,
+        }
+    )
+
+
+def test_an_arm_that_cheats_s_raises_an_alarm(on_pairs: dict[str, Any]) -> None:
+    (sentence,) = on_pairs["alarms"]
+    assert sentence.startswith("relevance_only: S of the accepted queries rises from 0.710 (warm_")
+    assert sentence.endswith("to 0.910, but the second judge's score falls from 0.600 to 0.400")
+
+
+def test_no_alarm_for_small_changes_or_a_judge_that_agrees() -> None:
+    start = {"relevance": 0.7, "second_judge": 0.6}
+    for relevance, second_judge in ((0.8, 0.6), (0.8, 0.595), (0.705, 0.3), (0.6, 0.3)):
+        other = {"relevance": relevance, "second_judge": second_judge}
+        assert alarms({"warm_up_generator": start, "adversarial": other}) == []
+    none = {"relevance": None, "second_judge": None}
+    assert alarms({"warm_up_generator": start, "adversarial": none}) == []
+    assert alarms({"adversarial": start}) == []
+
+
+def test_examples_are_mistakes_that_were_mended(on_pairs: dict[str, Any]) -> None:
+    # Only query 0 was wrong before, at log-odds -1 and 1; after, they are 2 and -2.
+    before = 1 / (1 + math.exp(1))
+    shared = {"query": "red chair", "arm": "adversarial"}
+    assert on_pairs["examples"] == [
+        {
+            **shared,
+            "document": "document 0",
+            "label": 1.0,
+            "before": pytest.approx(before),
+            "after": pytest.approx(P),
+        },
+        {
+            **shared,
+            "document": "document 1",
+            "label": 0.0,
+            "before": pytest.approx(1 - before),
+            "after": pytest.approx(1 - P),
+        },
+    ]
+
+
+def test_one_seed_and_some_arms_are_enough(pairs_run: Path) -> None:
+    arms = ["supervised", "adversarial"]
+    found = build(pairs_run, "pr_auc", seeds=[1], arms=arms)
+    assert list(found["arms"]) == ["bm25", "cosine", *arms]
+    assert list(found["tests"]) == ["supervised"]
+    assert found["tests"]["supervised"]["difference"] == pytest.approx(1 - 0.75)
+    assert found["seeds"] == [1]
+
+
+def test_the_same_files_give_the_same_evidence(pairs_run: Path, on_pairs: dict[str, Any]) -> None:
+    assert build(pairs_run, "pr_auc") == on_pairs
+
+
+def test_the_table(on_pairs: dict[str, Any]) -> None:
+    lines = evidence_table(on_pairs).splitlines()
+    assert lines[0] == "toy: 4 queries, 8 judged pairs, 2 seeds, 2 folds, 300 resamples"
+    assert lines[1].split()[:4] == ["PR-AUC", "95", "%", "interval"]
+    cells = {line.split()[0]: line.split()[1:] for line in lines[2:-1]}
+    assert list(cells) == ["bm25", "cosine", *ARMS]
+    assert cells["warm_up_generator"][:6] == [
+        "0.500",
+        "[0.500,",
+        "0.500]",
+        "+0.500",
+        "0.125",
+        "0.625",
+    ]
+    assert cells["adversarial"][:6] == ["1.000", "[1.000,", "1.000]", "–", "–", "–"]
+    assert cells["bm25"][-3:] == ["1.000", "–", "–"]  # ROC-AUC, no ECE, no log loss
+    assert lines[-1].startswith("alarm: relevance_only")
+    assert len({len(line) for line in lines[1:-1]}) == 1  # columns end at one place
+
+
+# ------------------------------------------------------------------------------ what is refused
+
+
+def test_missing_files_are_named(pairs_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(pairs_run, tmp_path / "run")
+    (folder / "seed_01/fold_0/random_crops/queries.parquet").unlink()
+    shutil.rmtree(folder / "seed_01/fold_1/cosine")
+    with pytest.raises(UserError) as caught:
+        build(folder, "pr_auc")
+    assert "seed_01/fold_0/random_crops/queries.parquet" in str(caught.value)
+    assert "seed_01/fold_1/cosine/held_out.parquet" in str(caught.value)
+    with pytest.raises(UserError, match=r"seed_02/fold_0/cosine/held_out.parquet, .* more files"):
+        build(pairs_run, "pr_auc", seeds=[0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ["supervised"]}, "must have adversarial"),
+        ({"seeds": []}, "one of each or more"),
+        ({"primary_metric": "judged/ndcg@10"}, "no judged/ndcg@10 of every arm; it has pr_auc"),
+    ],
+)
+def test_wrong_questions_are_refused(
+    pairs_run: Path, changes: dict[str, Any], message: str
+) -> None:
+    primary = changes.pop("primary_metric", "pr_auc")
+    with pytest.raises(UserError, match=message):
+        build(pairs_run, primary, **changes)
+
+
+def test_other_pairs_or_queries_are_refused(pairs_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(pairs_run, tmp_path / "run")
+    file = folder / "seed_01/fold_0/supervised/held_out.parquet"
+    pd.read_parquet(file).iloc[1:].to_parquet(file)
+    with pytest.raises(UserError, match="seed_01/fold_0/supervised has other judged pairs"):
+        build(folder, "pr_auc")
+    for arm in ("cosine", *ARMS):  # a query in both folds of seed 1
+        place = folder / "seed_01/fold_0"
+        shutil.copy(place.with_name("fold_1") / arm / "held_out.parquet", place / arm)
+    with pytest.raises(UserError, match="a seed lacks a judged query of another"):
+        build(folder, "pr_auc")
