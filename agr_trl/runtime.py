@@ -91,6 +91,14 @@ def commit() -> str:
     return answer.stdout.strip() or "unknown"
 
 
+def hardware() -> str:
+    """Return the accelerator or the number of CPU cores, and the version of torch."""
+    device = f"{os.cpu_count()} CPU cores"
+    if torch.cuda.is_available():
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{device}, torch {torch.__version__}"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is either absent (or old) or whole: temporary file, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,282 @@
+"""The experiment that can say no: the same training with queries from elsewhere, cross-fitted.
+
+An arm is a whole run that differs from the others in one thing, where its synthetic queries come
+from. Judged queries of train and dev are dealt into folds; in each fold every arm starts from the
+same warm-up and the same supervised retriever, chooses everything inside the other folds, and
+scores the fold's own pairs, which it has never seen.
+
+    seed_00/fold_0/shared/round_00/   warm-up and supervised retriever (removed when all arms end)
+    seed_00/fold_0/<arm>/             held_out.parquet, result.json, queries.parquet
+
+An arm that has its result.json is skipped, so the same command resumes.
+"""
+
+import logging
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from agr_trl.adversarial import QUERIES_FILE, AdversarialRun
+from agr_trl.config import ComparisonArguments, Recipe
+from agr_trl.data import RelevanceDataset
+from agr_trl.data.splits import fold_queries, split_queries
+from agr_trl.errors import UserError
+from agr_trl.evaluation import score_candidates
+from agr_trl.relevance import LSA, EmbeddingScorer, LsaScorer, load_relevance_scorer
+from agr_trl.retriever import Retriever
+from agr_trl.runtime import commit, read_json, start, write_json, write_text
+from agr_trl.search import BM25Index, Scorer
+from agr_trl.stages import load_dataset, refuse_other_settings
+
+logger = logging.getLogger(__name__)
+
+COSINE = "cosine"
+INNER_DEV_FRACTION = 0.25
+FREE_SETTINGS = ("dataset_path", "seeds", "workers", "resamples")
+VECTORS_FILE = "catalogue_vectors.npy"
+
+
+def arm_changes(arm: str, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return the settings in which an arm differs from the recipe: section -> name -> value.
+
+    `adversarial_no_relevance` also drops the gate, which is S by another door. The filter of what
+    may teach the retriever is the same in all arms.
+    """
+    loss, relevance, acceptance = recipe["generator"].values["reward_weights"] or [1.0, 1.0, 0.0]
+    changes: dict[str, dict[str, dict[str, Any]]] = {
+        "supervised": {"": {"query_source": "none"}},
+        "random_crops": {"": {"query_source": "random_crops"}},
+        "warm_up_generator": {"": {"query_source": "warm_up"}},
+        "adversarial": {},
+        "adversarial_no_relevance": {
+            "generator": {"reward_weights": [loss, 0.0, acceptance]},
+            "reward": {"gate_loss_reward": False},
+        },
+        "relevance_only": {"generator": {"reward_weights": [0.0, relevance, acceptance]}},
+    }
+    return changes[arm]
+
+
+def cross_fit(
+    dataset: RelevanceDataset, folds: int, fold: int, seed: int
+) -> tuple[RelevanceDataset, RelevanceDataset]:
+    """Return what a fold trains on (splits train and dev) and what it is scored on (split test).
+
+    Train and dev queries are pooled and dealt into `folds`, variants together; a test split is left
+    out of all. Of the other folds' queries a quarter choose (dev). Without ids the catalogue to
+    train on is the documents of the training queries alone, since the others' would tell.
+    """
+    pooled = dataset.judgements[dataset.judgements["split"] != "test"]
+    judged = dataset.queries["query_id"].isin(pooled["query_id"].unique())
+    queries = dataset.queries[judged].set_index("query_id")["query"]
+    fold_of = fold_queries(queries, folds, seed)
+    inside = split_queries(queries[fold_of != fold], INNER_DEV_FRACTION, 0.0, seed)
+    split = pooled["query_id"].map(inside).fillna("test")
+    judgements = pooled.assign(split=split).reset_index(drop=True)
+    held_out = replace(dataset, judgements=judgements)
+    training = judgements[judgements["split"] != "test"].reset_index(drop=True)
+    products = dataset.products
+    if not dataset.has_ids:
+        seen = products["product_id"].isin(training["product_id"].unique())
+        products = products[seen].reset_index(drop=True)
+    return replace(dataset, judgements=training, products=products), held_out
+
+
+def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
+    """Run or resume every arm of every fold and seed, `workers` folds at a time.
+
+    Returns the run folder and the seeds.
+    """
+    run_args, data_args, _, comparison = recipe[""].build()
+    folder = Path(run_args.output_dir)
+    dataset = load_dataset(data_args)
+    _begin(recipe, folder, dataset)
+    _save_catalogue_vectors(recipe, folder, dataset)
+    seeds = list(range(run_args.seed, run_args.seed + comparison.seeds))
+    jobs = [(seed, fold) for seed in seeds for fold in range(comparison.folds)]
+    missing = [job for job in jobs if _missing_arms(folder, comparison, *job)]
+    logger.info("%d of %d folds are missing", len(missing), len(jobs))
+    if comparison.workers == 1:
+        for seed, fold in missing:
+            run_fold(recipe, seed, fold)
+        return folder, seeds
+    threads = max(1, (os.cpu_count() or 1) // comparison.workers)
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(comparison.workers, context, _start_worker, (threads,)) as pool:
+        futures = {pool.submit(run_fold, recipe, *job): job for job in missing}
+        for number, future in enumerate(as_completed(futures), 1):
+            future.result()
+            logger.info(
+                "seed %d fold %d is done (%d of %d)", *futures[future], number, len(missing)
+            )
+
+
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    start(0)
+    logging.getLogger("agr_trl").setLevel(logging.WARNING)
+
+
+def _begin(recipe: Recipe, folder: Path, dataset: RelevanceDataset) -> None:
+    """Write config.yaml and run.json, or refuse to resume with other settings or data."""
+    settings = recipe.resolved()
+    settings.pop("output_dir")
+    fingerprint = dataset.fingerprint()
+    if (folder / "config.yaml").is_file():
+        refuse_other_settings(folder / "config.yaml", settings, FREE_SETTINGS)
+        if read_json(folder / "run.json")["data_fingerprint"] != fingerprint:
+            raise UserError(f"`{folder}` was begun with other data; give another --output_dir")
+    write_json(folder / "run.json", {"data_fingerprint": fingerprint, "commit": commit()})
+    write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+
+
+def _save_catalogue_vectors(recipe: Recipe, folder: Path, dataset: RelevanceDataset) -> None:
+    """Embed the catalogue once for all folds; hours would go into doing it in each."""
+    file = folder / VECTORS_FILE
+    if file.is_file():
+        return
+    name = recipe["reward"].values["relevance_model"]
+    scorer = load_relevance_scorer(name, dataset.documents)
+    partial = file.with_suffix(".partial.npy")
+    np.save(partial, scorer.embed(dataset.documents))
+    partial.replace(file)
+
+
+def _missing_arms(folder: Path, args: ComparisonArguments, seed: int, fold: int) -> list[str]:
+    place = fold_folder(folder, seed, fold)
+    return [arm for arm in [COSINE, *args.arms] if not (place / arm / "result.json").is_file()]
+
+
+def fold_folder(folder: Path, seed: int, fold: int) -> Path:
+    """Return where a seed's fold has its arms."""
+    return folder / f"seed_{seed:02d}" / f"fold_{fold}"
+
+
+def run_fold(recipe: Recipe, seed: int, fold: int) -> None:
+    """Run the arms that a fold still lacks."""
+    FoldRun(recipe, seed, fold).run()
+
+
+class FoldRun:
+    """One fold of one seed: what its arms share, and the arms."""
+
+    def __init__(self, recipe: Recipe, seed: int, fold: int) -> None:
+        run_args, self.data_args, _, self.comparison = recipe[""].build()
+        self.recipe, self.seed = recipe, seed
+        self.run_folder = Path(run_args.output_dir)
+        self.folder = fold_folder(self.run_folder, seed, fold)
+        self.missing = _missing_arms(self.run_folder, self.comparison, seed, fold)
+        dataset = load_dataset(self.data_args)
+        self.training, self.held_out = cross_fit(dataset, self.comparison.folds, fold, seed)
+        self.index = BM25Index(self.held_out.documents)
+        self.relevance = self._load_relevance()
+
+    def run(self) -> None:
+        """Run the missing arms, then remove the models that they started from."""
+        began = time.monotonic()
+        shared = self._arm_run("shared", {})
+        shared.run_rounds(0)
+        if COSINE in self.missing:
+            cosine = shared.calibrated.score
+            weight = shared.evaluate(cosine, "dev").get("blend_weight")
+            self._write_result(COSINE, cosine, weight, [], began)
+        before = Retriever.from_pretrained(str(shared.round_folder(0) / "retriever")).to_device()
+        at_start = self._score(before.score)["retriever"].to_numpy()
+        for arm in self.missing:
+            if arm != COSINE:
+                self._run_arm(arm, shared, at_start)
+        shutil.rmtree(self.folder / "shared")
+
+    def _run_arm(self, arm: str, shared: AdversarialRun, at_start: np.ndarray) -> None:
+        began = time.monotonic()
+        run = self._arm_run(arm, arm_changes(arm, self.recipe), start=shared.folder)
+        for name in ("index", "relevance", "calibrated", "gold", "acceptance", "prompts"):
+            setattr(run, name, getattr(shared, name))
+        last = run.loop.rounds
+        run.run_rounds(last)
+        best = run.best_round(last + 1)
+        retriever = Retriever.from_pretrained(str(run.round_folder(best) / "retriever"))
+        files = [run.round_folder(number) / QUERIES_FILE for number in range(1, last + 1)]
+        written = [pd.read_parquet(file) for file in files if file.is_file()]
+        if written:
+            self._judge_again(pd.concat(written, ignore_index=True)).to_parquet(
+                run.folder / QUERIES_FILE, index=False
+            )
+        rounds = [run.round_metrics(number) for number in range(last + 1)]
+        weight = rounds[best]["dev"].get("blend_weight")
+        scorer = retriever.to_device().score
+        self._write_result(arm, scorer, weight, rounds, began, at_start)
+        for folder in run.folder.glob("round_*"):
+            shutil.rmtree(folder)
+
+    def _arm_run(
+        self, name: str, changes: dict[str, dict[str, Any]], start: Path | None = None
+    ) -> AdversarialRun:
+        own = {"output_dir": str(self.folder / name), "seed": self.seed}
+        changed = self.recipe.replaced(changes | {"": changes.get("", {}) | own})
+        run = AdversarialRun(changed, self.training, start)
+        run.relevance = self.relevance
+        return run
+
+    def _load_relevance(self) -> EmbeddingScorer:
+        documents = self.held_out.documents
+        name = self.recipe["reward"].values["relevance_model"]
+        # LSA is a model of its catalogue: the same one in all folds, so that the vectors fit.
+        scorer = load_relevance_scorer(name, documents)
+        scorer.remember(documents, np.load(self.run_folder / VECTORS_FILE))
+        return scorer
+
+    def _score(self, scorer: Scorer) -> pd.DataFrame:
+        return score_candidates(scorer, self.held_out, "test", self.index).pairs
+
+    def _judge_again(self, queries: pd.DataFrame) -> pd.DataFrame:
+        """Add the score of a second judge, which neither trains nor filters anything.
+
+        It is LSA of the catalogue, or, where that is S, BM25's score over the best of the query.
+        """
+        texts, documents = queries["query"].tolist(), queries["document"].tolist()
+        if self.recipe["reward"].values["relevance_model"] != LSA:
+            return queries.assign(
+                second_judge=LsaScorer(self.held_out.documents).score(texts, documents)
+            )
+        position = {text: place for place, text in enumerate(self.held_out.documents)}
+        own = self.index.score(texts, np.array([position[document] for document in documents]))
+        best = self.index.top(texts, 1)[1][:, 0]
+        share = np.divide(own, best, out=np.zeros_like(own), where=best > 0)
+        return queries.assign(second_judge=share)
+
+    def _write_result(
+        self,
+        arm: str,
+        scorer: Callable[[list[str], list[str]], np.ndarray],
+        blend_weight: float | None,
+        rounds: list[dict[str, Any]],
+        began: float,
+        at_start: np.ndarray | None = None,
+    ) -> None:
+        """Write an arm's scores of the held-out pairs, then the file that says it is done."""
+        folder = self.folder / arm
+        folder.mkdir(parents=True, exist_ok=True)
+        scored = self._score(scorer)
+        if at_start is not None:
+            scored = scored.assign(before=at_start)
+        scored.to_parquet(folder / "held_out.parquet", index=False)
+        result = {
+            "blend_weight": blend_weight,
+            "has_ids": self.held_out.has_ids,
+            "relevant_grade": self.data_args.relevant_grade,
+            "rounds": rounds,
+            "minutes": (time.monotonic() - began) / 60,
+        }
+        write_json(folder / "result.json", result)

@@ -1,0 +1,63 @@
+"""Train the adversarial retriever and its controls on the same folds, and test the difference.
+
+    python recipes/compare_arms.py                            # the demo shop
+    python recipes/compare_arms.py --config recipes/wands_pairs/compare_arms.yaml --workers 2
+
+A rerun of the same command continues where the last one stopped; --seeds 10 adds seeds.
+"""
+
+from pathlib import Path
+
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+from trl import RLOOConfig
+
+from agr_trl.arms import run_arms
+from agr_trl.comparison_report import write_comparison_report
+from agr_trl.config import (
+    ComparisonArguments,
+    DataArguments,
+    GeneratorArguments,
+    LoopArguments,
+    LoraArguments,
+    RetrieverArguments,
+    RewardArguments,
+    RunArguments,
+    WarmUpArguments,
+    parse_recipe,
+)
+from agr_trl.evidence import build_evidence, evidence_table
+from agr_trl.runtime import hardware, read_json, run_recipe, start, write_json
+
+SECTIONS = {
+    "": (RunArguments, DataArguments, LoopArguments, ComparisonArguments),
+    "retriever": (RetrieverArguments, TrainingArguments),
+    "warm_up": (WarmUpArguments, Seq2SeqTrainingArguments),
+    "generator": (GeneratorArguments, LoraArguments, RLOOConfig),
+    "reward": (RewardArguments,),
+}
+
+
+def main() -> None:
+    recipe = parse_recipe(SECTIONS, __file__)
+    start(recipe[""].values["seed"])
+    folder, seeds = run_arms(recipe)
+    _, data, _, comparison = recipe[""].build()
+    evidence = build_evidence(
+        folder,
+        comparison.primary_metric,
+        seeds,
+        comparison.folds,
+        dataset=Path(data.dataset_path or data.dataset_format).name,
+        commit=read_json(folder / "run.json")["commit"],
+        hardware=hardware(),
+        arms=comparison.arms,
+        resamples=comparison.resamples,
+    )
+    write_json(folder / "evidence.json", evidence)
+    report = write_comparison_report(folder)
+    print(evidence_table(evidence))
+    print(f"report: {report}")
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,170 @@
+"""Control arms: folds that do not leak, arms that differ in one thing, a comparison that resumes."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from toy_runs import load_recipe, write_beir, write_loop_config, write_pairs
+
+from agr_trl.adversarial import AdversarialRun
+from agr_trl.arms import arm_changes, cross_fit, fold_folder, run_arms
+from agr_trl.config import ARMS, parse_recipe
+from agr_trl.data import load_relevance_dataset
+from agr_trl.data.splits import fold_queries, query_groups
+from agr_trl.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    return write_beir(tmp_path_factory.mktemp("shop") / "beir")
+
+
+def comparison(config, folder, *words):
+    sections = load_recipe("compare_arms").SECTIONS
+    arguments = ["--config", str(config), "--output_dir", str(folder), "--folds", "2"]
+    arguments += ["--seeds", "1", *words]
+    return parse_recipe(sections, "recipes/compare_arms.py", arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(shop):
+    """All six arms over two folds."""
+    config = write_loop_config(shop.parent / "compare.yaml", shop)
+    folder = shop.parent / "compared"
+    run_arms(comparison(config, folder))
+    return config, folder
+
+
+def test_folds_share_out_all_queries_with_variants_together():
+    queries = pd.Series(["red chair", "red chairs", "blue lamp", "table", "sofa", "desk"])
+    folds = fold_queries(queries, 3, seed=0)
+    assert folds[0] == folds[1]
+    assert set(folds) <= {0, 1, 2}
+    assert folds.equals(fold_queries(queries, 3, seed=0))
+    assert not folds.equals(fold_queries(queries, 3, seed=1))
+    with pytest.raises(UserError, match="`folds` is 7"):
+        fold_queries(queries, 7, seed=0)
+
+
+@pytest.mark.parametrize("write", [write_beir, write_pairs])
+def test_every_query_is_held_out_once_and_never_trained_on(write, tmp_path):
+    source = write(tmp_path / "data")
+    dataset = load_relevance_dataset("beir" if write is write_beir else "pairs", source)
+    pooled = dataset.judgements[dataset.judgements["split"] != "test"]
+    texts = dataset.queries.set_index("query_id")["query"]
+    scored = []
+    for fold in range(2):
+        training, held_out = cross_fit(dataset, 2, fold, seed=0)
+        test = held_out.pairs("test")
+        assert set(training.judgements["split"]) == {"train", "dev"}
+        inside = texts[training.judgements["query_id"].unique()]
+        assert not set(query_groups(list(inside))) & set(query_groups(list(test["query"].unique())))
+        scored += list(zip(test["query_id"], test["product_id"], strict=True))
+    assert sorted(scored) == sorted(zip(pooled["query_id"], pooled["product_id"], strict=True))
+
+
+def test_without_ids_the_catalogue_is_the_training_documents(tmp_path):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    rows = [(f"query {n}", f"document {n} {side}", side) for n in "abcdef" for side in (0, 1)]
+    table = pd.DataFrame(rows, columns=["query", "document", "label"])
+    table.to_csv(folder / "train.csv", index=False)
+    dataset = load_relevance_dataset("pairs", folder)
+    training, held_out = cross_fit(dataset, 3, 0, seed=0)
+    assert not set(training.documents) & set(held_out.pairs("test")["document"])
+    assert len(training.documents) == 8  # four of six queries, two documents each
+
+
+def test_arms_differ_in_where_queries_come_from_and_in_nothing_else(shop, tmp_path):
+    config = write_loop_config(tmp_path / "compare.yaml", shop)
+    recipe = comparison(config, tmp_path / "run", "--generator.reward_weights", "2", "1", "0")
+    changes = {arm: arm_changes(arm, recipe) for arm in ARMS}
+    assert changes["adversarial"] == {}
+    assert changes["adversarial_no_relevance"]["generator"]["reward_weights"] == [2, 0, 0]
+    assert changes["relevance_only"]["generator"]["reward_weights"] == [0, 1, 0]
+    allowed = {"query_source", "reward_weights", "gate_loss_reward"}
+    assert {name for c in changes.values() for part in c.values() for name in part} == allowed
+
+
+def test_every_arm_scores_every_held_out_pair(finished):
+    _, folder = finished
+    frames = {}
+    for arm in ("cosine", *ARMS):
+        parts = [
+            pd.read_parquet(fold_folder(folder, 0, fold) / arm / "held_out.parquet")
+            for fold in (0, 1)
+        ]
+        frames[arm] = pd.concat(parts)
+        assert np.isfinite(frames[arm]["retriever"]).all()
+    keys = ["query_id", "product_id", "judged", "candidate"]
+    for frame in frames.values():
+        assert frame[keys].equals(frames["supervised"][keys])
+    starts = [frames[arm]["before"] for arm in ARMS]
+    assert all(start.equals(starts[0]) for start in starts)  # one supervised retriever for all
+    assert not frames["adversarial"]["retriever"].equals(frames["supervised"]["retriever"])
+    assert frames["supervised"].loc[frames["supervised"]["judged"], "query_id"].nunique() == 8
+
+
+def test_an_arm_leaves_its_result_and_queries_but_no_models(finished):
+    _, folder = finished
+    for arm in ARMS:
+        place = fold_folder(folder, 0, 0) / arm
+        result = json.loads((place / "result.json").read_text())
+        assert [entry["round"] for entry in result["rounds"]] == [0, 1]
+        assert result["has_ids"] is True
+        assert (place / "queries.parquet").is_file() == (arm != "supervised")
+        assert not list(place.glob("round_*"))
+        if arm != "supervised":
+            queries = pd.read_parquet(place / "queries.parquet")
+            assert queries["second_judge"].between(0, 1).all()
+            assert set(queries["round"]) == {1}
+    assert not (fold_folder(folder, 0, 0) / "shared").exists()
+
+
+def test_random_crops_are_words_of_their_titles(finished):
+    _, folder = finished
+    queries = pd.read_parquet(fold_folder(folder, 0, 1) / "random_crops" / "queries.parquet")
+    for title, query in zip(queries["title"], queries["query"], strict=True):
+        assert set(query.split()) <= set(title.split())
+
+
+def test_a_lost_arm_is_run_again_to_the_same_scores(finished):
+    config, folder = finished
+    place = fold_folder(folder, 0, 1) / "adversarial"
+    other = fold_folder(folder, 0, 1) / "supervised" / "result.json"
+    before, untouched = pd.read_parquet(place / "held_out.parquet"), other.stat().st_mtime_ns
+    (place / "result.json").unlink()
+    run_arms(comparison(config, folder))
+    pd.testing.assert_frame_equal(pd.read_parquet(place / "held_out.parquet"), before)
+    assert other.stat().st_mtime_ns == untouched
+
+
+def test_a_comparison_is_not_resumed_with_other_settings(finished, tmp_path):
+    config, folder = finished
+    with pytest.raises(UserError, match="retriever.learning_rate"):
+        run_arms(comparison(config, folder, "--retriever.learning_rate", "0.5"))
+
+
+def test_unknown_arms_and_metrics_are_refused(shop, tmp_path):
+    config = write_loop_config(tmp_path / "compare.yaml", shop)
+    with pytest.raises(UserError, match="`arms` names `irgan`"):
+        run_arms(comparison(config, tmp_path / "run", "--arms", "irgan"))
+    with pytest.raises(UserError, match="`primary_metric` is f1"):
+        run_arms(comparison(config, tmp_path / "run", "--primary_metric", "f1"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_at_most_the_stated_number_of_accepted_queries_teaches(shop, tmp_path):
+    config = write_loop_config(tmp_path / "run.yaml", shop, synthetic_queries_per_round=3)
+    sections = load_recipe("train_adversarial").SECTIONS
+    words = ["--config", str(config), "--output_dir", str(tmp_path / "run")]
+    run = AdversarialRun(parse_recipe(sections, "recipes/train_adversarial.py", words))
+    run.round_folder(1).mkdir(parents=True)
+    queries = pd.DataFrame({"query": list("abcdefgh"), "accepted": [True] * 6 + [False] * 2})
+    queries.to_parquet(run.round_folder(1) / "queries.parquet")
+    capped = run._accepted(1)
+    assert len(capped) == 3 and capped["accepted"].all()
+    assert capped.equals(run._accepted(1))
+    run.loop.synthetic_queries_per_round = None
+    assert run._accepted(1)["query"].tolist() == list("abcdef")
