@@ -130,8 +130,8 @@ class AcceptanceFilter:
 def _text_reason(query: str, query_words: list[str], title: str) -> str:
     if not query_words:
         return "blank"
-    spelled_out = [word for word in query_words if len(word) > 1 and word.isalpha()]  # not "4 x 4"
-    if len(set(spelled_out)) < len(spelled_out) or "<unk>" in query or "�" in query:
+    long = [word for word in query_words if len(word) > 1 and not word.isdigit()]  # not "4 x 4"
+    if len(set(long)) < len(long) or "<unk>" in query or "�" in query:
         return "broken"
     if query_words == words(title) and len(query_words) > 3:
         return "copy_of_title"

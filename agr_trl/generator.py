@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
 _WORD = re.compile(r"[^\W\d_]{2,}")
+_NUMBER = re.compile(r"[\d.,/]+")
+_SHORT = re.compile(r"[^\W\d_]{1,3}\W*(s\W*)?")
 
 
 def load_generator(
@@ -275,9 +277,15 @@ def _query_dataset(
 
 
 def _title_words(title: str) -> list[str]:
-    """Return a title's lower-cased words without numbers and model codes, at most the first 16."""
-    parts = [part for part in title.lower().split() if not any(map(str.isdigit, part))]
-    return _WORD.findall(" ".join(parts))[:16]
+    """Return the first 16 words of a lower-cased title, without numbers, their units and codes."""
+    parts = title.lower().split()
+    kept = [
+        part
+        for before, part in pairwise(["", *parts])
+        if not any(map(str.isdigit, part))
+        and not (_NUMBER.fullmatch(before) and _SHORT.fullmatch(part))  # "4 gb", "1 pc(s)"
+    ]
+    return _WORD.findall(" ".join(kept))[:16]
 
 
 class _Phrases:

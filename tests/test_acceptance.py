@@ -35,6 +35,7 @@ def reasons(queries, products, relevance=None, **settings):
         ("chair chair", "broken"),
         ("Chair chair", "broken"),
         ("chair red chair", "broken"),
+        ("e332, e332, chair", "broken"),
         ("4 x 4 chair", ""),
         ("red <unk> chair", "broken"),
         ("red ch�ir", "broken"),

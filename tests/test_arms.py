@@ -1,11 +1,11 @@
-"""Control arms: folds that do not leak, arms that differ in one thing, a comparison that resumes."""
+"""Control arms: folds that do not leak, arms that differ in one thing, and resuming."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from toy_runs import load_recipe, write_beir, write_loop_config, write_pairs
+from toy_runs import load_recipe, run_main, write_beir, write_loop_config, write_pairs
 
 from agr_trl.adversarial import AdversarialRun
 from agr_trl.arms import arm_changes, cross_fit, fold_folder, run_arms
@@ -29,10 +29,13 @@ def comparison(config, folder, *words):
 
 @pytest.fixture(scope="module")
 def finished(shop):
-    """All six arms over two folds."""
-    config = write_loop_config(shop.parent / "compare.yaml", shop)
+    """All six arms over two folds, by the recipe."""
+    config = write_loop_config(
+        shop.parent / "compare.yaml", shop, primary_metric="judged/ndcg@10", resamples=100
+    )
     folder = shop.parent / "compared"
-    run_arms(comparison(config, folder))
+    words = ["--folds", "2", "--seeds", "1"]
+    run_main("compare_arms", "--config", config, "--output_dir", folder, *words)
     return config, folder
 
 
@@ -122,6 +125,17 @@ def test_an_arm_leaves_its_result_and_queries_but_no_models(finished):
     assert not (fold_folder(folder, 0, 0) / "shared").exists()
 
 
+def test_the_recipe_writes_evidence_and_a_report(finished):
+    _, folder = finished
+    evidence = json.loads((folder / "evidence.json").read_text())
+    assert list(evidence["arms"]) == ["bm25", "cosine", *ARMS]
+    assert set(evidence["tests"]) == set(ARMS) - {"adversarial"}
+    assert (evidence["queries"], evidence["seeds"], evidence["folds"]) == (8, [0], 2)
+    assert evidence["pairs"] == 8 * 20
+    assert evidence["arms"]["bm25"]["judged/ndcg@10"]["mean"] > 0
+    assert "<html" in (folder / "report.html").read_text()
+
+
 def test_random_crops_are_words_of_their_titles(finished):
     _, folder = finished
     queries = pd.read_parquet(fold_folder(folder, 0, 1) / "random_crops" / "queries.parquet")
@@ -142,7 +156,7 @@ def test_a_lost_arm_is_run_again_to_the_same_scores(finished):
 
 def test_a_comparison_is_not_resumed_with_other_settings(finished, tmp_path):
     config, folder = finished
-    with pytest.raises(UserError, match="retriever.learning_rate"):
+    with pytest.raises(UserError, match=r"retriever\.learning_rate"):
         run_arms(comparison(config, folder, "--retriever.learning_rate", "0.5"))
 
 

@@ -25,6 +25,7 @@ from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
 from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
 from agr_trl.generator import (
+    _title_words,
     generator_lora,
     judged_query_pairs,
     load_generator,
@@ -226,6 +227,32 @@ def test_model_codes_give_no_words():
     assert {word for query in pseudo["query"] for word in query.split()} == {
         "sony", "head", "phones", "lamp"
     }  # fmt: skip
+
+
+def test_numbers_take_their_units_with_them():
+    titles = [
+        "Ink 363XL 1 pc(s)",
+        "Processor 3.6 GHz 4 MB L2",
+        "5 - light chandelier",
+        "3 piece set",
+    ]
+    words = [set(_title_words(title)) for title in titles]
+    assert words == [{"ink"}, {"processor"}, {"light", "lamp"}, {"piece", "set"}]
+
+
+def test_pseudo_queries_do_not_cut_what_belongs_together():
+    woods = ["oak", "pine", "teak", "ash", "elm", "walnut", "maple", "cherry", "birch", "cedar"]
+    products = pd.DataFrame(
+        {"product_id": woods, "title": [f"{wood} end table" for wood in woods], "description": ""}
+    )
+    toy = build_dataset()
+    dataset = RelevanceDataset(products, toy.queries, toy.judgements, True, 2)
+    queries = pseudo_queries(dataset, per_product=40, seed=0)["query"]
+    assert (
+        queries.str.endswith(" end").mean() < 0.02
+    )  # weighs (1 / 11) ** 2
+    assert (queries == "end").mean() < 0.02
+    assert {"end table", "oak end table", "oak"} <= set(queries)
 
 
 def test_warm_up_pairs_are_gold_repeated_and_pseudo():
