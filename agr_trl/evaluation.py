@@ -348,39 +348,6 @@ def score_candidates(
     return ScoredCandidates(pairs, has_ids=dataset.has_ids, is_bm25=scorer is None)
 
 
-def evaluate_scorer(
-    scorer: Scorer | None,
-    dataset: RelevanceDataset,
-    split: str,
-    index: BM25Index,
-    blend_weight: float | None = None,
-    top_k: int = 100,
-    relevant_grade: int = 1,
-) -> Metrics:
-    """Return all metrics of a scorer of log-odds (None: of BM25) on one split of a data set.
-
-    See `score_candidates` and `ScoredCandidates.evaluate`.
-    """
-    scored = score_candidates(scorer, dataset, split, index, top_k)
-    return scored.evaluate(blend_weight, relevant_grade)
-
-
-def choose_blend_weight(
-    scorer: Scorer,
-    dataset: RelevanceDataset,
-    split: str,
-    index: BM25Index,
-    top_k: int = 100,
-    relevant_grade: int = 1,
-) -> tuple[float, dict[str, float]]:
-    """Return the best weight of the retriever in the blend on this split, and nDCG@10 by weight.
-
-    See `ScoredCandidates.choose_blend_weight`; who also evaluates uses that and scores only once.
-    """
-    scored = score_candidates(scorer, dataset, split, index, top_k)
-    return scored.choose_blend_weight(relevant_grade)
-
-
 def format_table(metrics: Mapping[str, float | None]) -> str:
     """Return the metrics as plain text: a row per metric, a column per group, counts below.
 

@@ -16,8 +16,6 @@ from agr_trl.evaluation import (
     RANKING_METRICS,
     PairMetrics,
     RankingMetrics,
-    choose_blend_weight,
-    evaluate_scorer,
     expected_calibration_error,
     format_table,
     log_loss_nats,
@@ -306,7 +304,7 @@ def test_every_pair_is_scored_once() -> None:
 
 def test_evaluation_worked_by_hand() -> None:
     dataset, retriever = shop(), Retriever()
-    found = evaluate_scorer(retriever, dataset, "dev", BM25Index(dataset.documents), 0.5)
+    found = score_candidates(retriever, dataset, "dev", BM25Index(dataset.documents)).evaluate(0.5)
     assert found["pairs"] == 5
     assert (found["queries"], found["queries_without_relevant"]) == (2, 1)
     assert found["blend_weight"] == 0.5
@@ -330,9 +328,12 @@ def test_evaluation_worked_by_hand() -> None:
 def test_groups_without_blend_weight_and_without_ids() -> None:
     dataset = shop()
     index = BM25Index(dataset.documents)
-    groups = {key.rpartition("/")[0] for key in evaluate_scorer(Retriever(), dataset, "dev", index)}
+    groups = {
+        key.rpartition("/")[0]
+        for key in score_candidates(Retriever(), dataset, "dev", index).evaluate()
+    }
     assert groups == {"", "judged", "rerank", "bm25", "bm25/judged"}
-    pairs_only = evaluate_scorer(Retriever(), shop(has_ids=False), "dev", index, 0.5)
+    pairs_only = score_candidates(Retriever(), shop(has_ids=False), "dev", index).evaluate(0.5)
     names = {"roc_auc", "pr_auc", "f1", "accuracy", "log_loss", "ece", "pairs"}
     assert set(pairs_only) == names | {"bm25/roc_auc", "bm25/pr_auc"}
 
@@ -340,8 +341,8 @@ def test_groups_without_blend_weight_and_without_ids() -> None:
 def test_bm25_as_the_system_equals_bm25_beside_one() -> None:
     dataset = shop()
     index = BM25Index(dataset.documents)
-    alone = evaluate_scorer(None, dataset, "dev", index)
-    beside = evaluate_scorer(Retriever(), dataset, "dev", index)
+    alone = score_candidates(None, dataset, "dev", index).evaluate()
+    beside = score_candidates(Retriever(), dataset, "dev", index).evaluate()
     assert alone["roc_auc"] == alone["bm25/roc_auc"] == beside["bm25/roc_auc"]
     assert "f1" not in alone
     assert "log_loss" not in alone
@@ -354,7 +355,7 @@ def test_repeated_judgements_of_pairs_each_count() -> None:
     dataset = shop(has_ids=False)
     twice = pd.concat([dataset.judgements, dataset.judgements.head(1).assign(label=0.0)])
     dataset = RelevanceDataset(dataset.products, dataset.queries, twice, False, 2)
-    found = evaluate_scorer(Retriever(), dataset, "dev", BM25Index(dataset.documents))
+    found = score_candidates(Retriever(), dataset, "dev", BM25Index(dataset.documents)).evaluate()
     assert found["pairs"] == 6
 
 
@@ -375,18 +376,18 @@ def test_blend_weight_is_the_best_of_the_curve() -> None:
     def wrong(queries: list[str], documents: list[str]) -> np.ndarray:
         return -Retriever()(queries, documents)
 
-    weight, curve = choose_blend_weight(wrong, dataset, "dev", index)
+    weight, curve = score_candidates(wrong, dataset, "dev", index).choose_blend_weight()
     assert len(curve) == 21
     assert list(curve)[:2] == ["0.00", "0.05"]
     assert curve["0.00"] > curve["1.00"]
     for text, value in curve.items():
-        metrics = evaluate_scorer(wrong, dataset, "dev", index, float(text))
+        metrics = score_candidates(wrong, dataset, "dev", index).evaluate(float(text))
         assert metrics["blend/ndcg@10"] == pytest.approx(value)
     # Of the best ones the nearest to one half.
     best = [float(text) for text, value in curve.items() if value == max(curve.values())]
     assert weight == min(best, key=lambda candidate: abs(candidate - 0.5))
     # A retriever that agrees with BM25 on the top leaves every weight equal.
-    assert choose_blend_weight(Retriever(), dataset, "dev", index)[0] == 0.5
+    assert score_candidates(Retriever(), dataset, "dev", index).choose_blend_weight()[0] == 0.5
 
 
 def test_blend_is_scaled_within_each_query() -> None:
@@ -403,13 +404,15 @@ def test_blend_is_scaled_within_each_query() -> None:
 def test_no_blend_weight_without_rankings() -> None:
     dataset = shop(has_ids=False)
     with pytest.raises(UserError, match="cannot choose a blend weight"):
-        choose_blend_weight(Retriever(), dataset, "dev", BM25Index(dataset.documents))
+        score_candidates(
+            Retriever(), dataset, "dev", BM25Index(dataset.documents)
+        ).choose_blend_weight()
 
 
 def test_an_empty_split_is_refused() -> None:
     dataset = shop()
     with pytest.raises(UserError, match="test"):
-        evaluate_scorer(Retriever(), dataset, "test", BM25Index(dataset.documents))
+        score_candidates(Retriever(), dataset, "test", BM25Index(dataset.documents)).evaluate()
 
 
 def test_table_puts_groups_side_by_side() -> None:
