@@ -52,7 +52,7 @@ def write_report(run_folder: Path) -> Path:
         raise UserError(
             f"`{run_folder}` has no metrics.json; run recipes/train_adversarial.py to its end first"
         )
-    page = _environment().get_template("report.html.j2").render(report_content(run_folder))
+    page = page_environment().get_template("report.html.j2").render(report_content(run_folder))
     write_text(run_folder / "report.html", page)
     return run_folder / "report.html"
 
@@ -79,33 +79,33 @@ def summary_table(metrics: Metrics) -> str:
 
 def report_content(run_folder: Path) -> dict[str, Any]:
     """Return everything that the page shows, read from the files of a run folder."""
-    metrics, config = read_json(run_folder / "metrics.json"), _read(run_folder / "config.yaml")
-    times = _read(run_folder / "timings.json")
+    metrics = read_json(run_folder / "metrics.json")
+    config = read_if_there(run_folder / "config.yaml")
+    times = read_if_there(run_folder / "timings.json")
     split = "test" if metrics.get("test") else "dev"
     rounds = round_rows(metrics)
     reasons = report_text.reason_words(config.get("reward") or {})
     samples, logs = {}, {}
     for this in rounds:
         folder = run_folder / f"round_{this['number']:02d}"
-        logs[this["number"]] = _read(folder / "generator_log.json")
+        logs[this["number"]] = read_if_there(folder / "generator_log.json")
         if (folder / "queries.parquet").is_file():
             queries = pd.read_parquet(folder / "queries.parquet")
             samples[this["number"]] = sample_rows(queries, reasons)
             if len(queries) and "probability_after" in queries:
                 this["queries"]["mean_probability_after"] = queries["probability_after"].mean()
-    finished = datetime.fromtimestamp((run_folder / "metrics.json").stat().st_mtime, UTC)
-    config_file = _shown_path(run_folder / "config.yaml")
+    config_file = shown_path(run_folder / "config.yaml")
     return {
         "name": run_folder.resolve().name,
         "metrics": metrics,
         "config": config,
         "config_file": config_file,
-        "settings": _settings_by_section(config),
+        "settings": settings_by_section(config),
         "times": times,
-        "finished": f"{finished:%Y-%m-%d %H:%M} UTC",
+        "finished": finished_at(run_folder / "metrics.json"),
         "command": f"python recipes/train_adversarial.py --config {config_file} "
         "--output_dir runs/again",
-        "facts": _facts(metrics, config, _read(run_folder / "run.json"), times),
+        "facts": _facts(metrics, config, read_if_there(run_folder / "run.json"), times),
         "split": split,
         "answer": _answer(metrics, split),
         "rows": before_and_after(metrics, split),
@@ -123,7 +123,7 @@ def report_content(run_folder: Path) -> dict[str, Any]:
         "round_charts": round_charts(metrics["dev_metric"], rounds),
         "training_charts": training_charts(logs),
         "reasons": reasons,
-        "reason_counts": _reason_counts(rounds),
+        "reason_counts": reason_counts(rounds),
         "samples": samples,
     }
 
@@ -148,7 +148,7 @@ def before_and_after(metrics: Metrics, split: str) -> list[dict[str, Any]]:
         for key, (name, note) in names.items()
     ]
     for row in rows:
-        row["best"] = {key for key in row["metrics"] if _is_best(row, rows, key)}
+        row["best"] = {key for key in row["metrics"] if is_best(row, rows, key)}
     return rows
 
 
@@ -212,7 +212,62 @@ def tone(change: float | None, key: str) -> str:
     return "good" if (change > 0) != (key in LOWER_IS_BETTER) else "bad"
 
 
-def _environment() -> jinja2.Environment:
+def is_best(row: Metrics, rows: Sequence[Metrics], key: str) -> bool:
+    """Whether a row's value of a metric is the best among the rows; ties are all best."""
+    values = [value for r in rows if (value := r["metrics"].get(key)) is not None]
+    best = min if key in LOWER_IS_BETTER else max
+    return row["metrics"][key] is not None and row["metrics"][key] == best(values)
+
+
+def reason_counts(rounds: Sequence[Metrics]) -> dict[str, list[tuple[int, float | None]]]:
+    """Return for each reason that occurs ('' is accepted) its count and share in each round."""
+    counts = [
+        {"": this["queries"].get("accepted", 0), **(this["queries"].get("not_accepted") or {})}
+        for this in rounds
+    ]
+    reasons = dict.fromkeys(reason for one in counts for reason in one)
+    return {
+        reason: [
+            (
+                one.get(reason, 0),
+                one.get(reason, 0) / sum(one.values()) if any(one.values()) else None,
+            )
+            for one in counts
+        ]
+        for reason in reasons
+    }
+
+
+def settings_by_section(config: Metrics) -> dict[str, dict[str, Any]]:
+    """Return the sections of a config; values outside of any are the section "general"."""
+    general = {key: value for key, value in config.items() if not isinstance(value, dict)}
+    sections = {key: value for key, value in config.items() if isinstance(value, dict) and value}
+    return ({"general": general} if general else {}) | sections
+
+
+def read_if_there(path: Path) -> Any:
+    """Return the content of a JSON or YAML file, an empty dictionary where there is none."""
+    if not path.is_file():
+        return {}
+    if path.suffix == ".json":
+        return read_json(path)
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as one would type it from here, without this machine's folders."""
+    full, here = path.resolve(), Path.cwd()
+    shown = full.relative_to(here) if full.is_relative_to(here) else Path(*full.parts[-2:])
+    return shown.as_posix()
+
+
+def finished_at(path: Path) -> str:
+    """Return when a file was last written, to the minute."""
+    return f"{datetime.fromtimestamp(path.stat().st_mtime, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def page_environment() -> jinja2.Environment:
+    """Return the templates with the filters and words that all pages share; texts are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("agr_trl"),
         autoescape=True,
@@ -330,12 +385,6 @@ def _size(metrics: Metrics | None) -> str | None:
     return f"{pairs}, {report_text.count(metrics['queries'])} queries"
 
 
-def _settings_by_section(config: Metrics) -> dict[str, dict[str, Any]]:
-    general = {key: value for key, value in config.items() if not isinstance(value, dict)}
-    sections = {key: value for key, value in config.items() if isinstance(value, dict) and value}
-    return ({"general": general} if general else {}) | sections
-
-
 def _page_columns(metrics: Metrics, split: str) -> dict[str, list[str]]:
     """Return the columns that have a value, by group; the dev metric is always among them."""
     rows = before_and_after(metrics, split)
@@ -349,12 +398,6 @@ def _page_columns(metrics: Metrics, split: str) -> dict[str, list[str]]:
     return {group: keys for group, keys in columns.items() if keys}
 
 
-def _is_best(row: Metrics, rows: Sequence[Metrics], key: str) -> bool:
-    values = [value for r in rows if (value := r["metrics"].get(key)) is not None]
-    best = min if key in LOWER_IS_BETTER else max
-    return row["metrics"][key] is not None and row["metrics"][key] == best(values)
-
-
 def _query_table(rounds: Sequence[Metrics]) -> dict[str, list[str]]:
     """Return the columns of the table of G's queries that any round has: a text for each round."""
     return {
@@ -362,38 +405,3 @@ def _query_table(rounds: Sequence[Metrics]) -> dict[str, list[str]]:
         for name, (key, write) in QUERY_COLUMNS.items()
         if any(this["queries"].get(key) is not None for this in rounds)
     }
-
-
-def _reason_counts(rounds: Sequence[Metrics]) -> dict[str, list[tuple[int, float | None]]]:
-    """Return for each reason that occurs ('' is accepted) its count and share in each round."""
-    counts = [
-        {"": this["queries"].get("accepted", 0), **(this["queries"].get("not_accepted") or {})}
-        for this in rounds
-    ]
-    reasons = dict.fromkeys(reason for one in counts for reason in one)
-    return {
-        reason: [
-            (
-                one.get(reason, 0),
-                one.get(reason, 0) / sum(one.values()) if any(one.values()) else None,
-            )
-            for one in counts
-        ]
-        for reason in reasons
-    }
-
-
-def _read(path: Path) -> Any:
-    """Return the content of a JSON or YAML file, an empty dictionary where there is none."""
-    if not path.is_file():
-        return {}
-    if path.suffix == ".json":
-        return read_json(path)
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-
-
-def _shown_path(path: Path) -> str:
-    """Return a path as one would type it from here, without this machine's folders."""
-    full, here = path.resolve(), Path.cwd()
-    shown = full.relative_to(here) if full.is_relative_to(here) else Path(*full.parts[-2:])
-    return shown.as_posix()
