@@ -110,16 +110,21 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
     if comparison.workers == 1:
         for seed, fold in missing:
             run_fold(recipe, seed, fold)
-        return folder, seeds
-    threads = max(1, (os.cpu_count() or 1) // comparison.workers)
+    else:
+        _run_folds(recipe, missing, comparison.workers)
+    return folder, seeds
+
+
+def _run_folds(recipe: Recipe, jobs: list[tuple[int, int]], workers: int) -> None:
+    """Run folds in processes of their own, each with its share of the cores."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(comparison.workers, context, _start_worker, (threads,)) as pool:
-        futures = {pool.submit(run_fold, recipe, *job): job for job in missing}
+    with ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool:
+        futures = {pool.submit(run_fold, recipe, *job): job for job in jobs}
         for number, future in enumerate(as_completed(futures), 1):
             future.result()
-            logger.info(
-                "seed %d fold %d is done (%d of %d)", *futures[future], number, len(missing)
-            )
+            seed, fold = futures[future]
+            logger.info("seed %d fold %d is done, %d of %d", seed, fold, number, len(jobs))
 
 
 def _start_worker(threads: int) -> None:
