@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 COSINE = "cosine"
 INNER_DEV_FRACTION = 0.25
-FREE_SETTINGS = ("dataset_path", "seeds", "workers", "resamples")
+FREE_SETTINGS = ("dataset_path", "seeds", "arms", "workers", "resamples")
 VECTORS_FILE = "catalogue_vectors.npy"
 
 

@@ -248,9 +248,7 @@ def test_pseudo_queries_do_not_cut_what_belongs_together():
     toy = build_dataset()
     dataset = RelevanceDataset(products, toy.queries, toy.judgements, True, 2)
     queries = pseudo_queries(dataset, per_product=40, seed=0)["query"]
-    assert (
-        queries.str.endswith(" end").mean() < 0.02
-    )  # weighs (1 / 11) ** 2
+    assert queries.str.endswith(" end").mean() < 0.02  # weighs (1 / 11) ** 2
     assert (queries == "end").mean() < 0.02
     assert {"end table", "oak end table", "oak"} <= set(queries)
 
