@@ -52,6 +52,7 @@ from agr_trl.relevance import CalibratedRelevance, EmbeddingScorer, load_relevan
 from agr_trl.retriever import Retriever, dev_metrics, retriever_trainer
 from agr_trl.runtime import (
     commit,
+    exclusive,
     is_main_process,
     read_json,
     stopwatch,
@@ -143,9 +144,10 @@ class AdversarialRun:
 
     def run(self) -> dict[str, Any]:
         """Run or resume all rounds; return what the run folder's metrics.json holds."""
-        self.run_rounds(self.loop.rounds)
-        summary = self._finish()
-        wait_for_everyone()
+        with exclusive(self.folder):
+            self.run_rounds(self.loop.rounds)
+            summary = self._finish()
+            wait_for_everyone()
         return summary
 
     def run_rounds(self, last: int) -> None:

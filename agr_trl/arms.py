@@ -35,7 +35,7 @@ from agr_trl.errors import UserError
 from agr_trl.evaluation import score_candidates
 from agr_trl.relevance import LSA, EmbeddingScorer, LsaScorer, load_relevance_scorer
 from agr_trl.retriever import Retriever
-from agr_trl.runtime import commit, read_json, start, write_json, write_text
+from agr_trl.runtime import commit, exclusive, read_json, start, write_json, write_text
 from agr_trl.search import BM25Index, Scorer
 from agr_trl.stages import load_dataset, refuse_other_settings
 
@@ -101,17 +101,18 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
     run_args, data_args, _, comparison = recipe[""].build()
     folder = Path(run_args.output_dir)
     dataset = load_dataset(data_args)
-    _begin(recipe, folder, dataset)
-    _save_catalogue_vectors(recipe, folder, dataset)
     seeds = list(range(run_args.seed, run_args.seed + comparison.seeds))
     jobs = [(seed, fold) for seed in seeds for fold in range(comparison.folds)]
-    missing = [job for job in jobs if _missing_arms(folder, comparison, *job)]
-    logger.info("%d of %d folds are missing", len(missing), len(jobs))
-    if comparison.workers == 1:
-        for seed, fold in missing:
-            run_fold(recipe, seed, fold)
-    else:
-        _run_folds(recipe, missing, comparison.workers)
+    with exclusive(folder):
+        _begin(recipe, folder, dataset)
+        _save_catalogue_vectors(recipe, folder, dataset)
+        missing = [job for job in jobs if _missing_arms(folder, comparison, *job)]
+        logger.info("%d of %d folds are missing", len(missing), len(jobs))
+        if comparison.workers == 1:
+            for seed, fold in missing:
+                run_fold(recipe, seed, fold)
+        else:
+            _run_folds(recipe, missing, comparison.workers)
     return folder, seeds
 
 

@@ -16,6 +16,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import set_seed
+from filelock import FileLock, Timeout
 from transformers import Trainer
 
 from agr_trl.errors import UserError
@@ -78,6 +79,30 @@ def is_main_process() -> bool:
 def wait_for_everyone() -> None:
     """Block until all processes of the job are here."""
     PartialState().wait_for_everyone()
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a run folder while the body runs; only the main process does, for all of its job.
+
+    The operating system frees the lock with the process, so a killed job holds nothing. Raises
+    `UserError` when another job is at work in the folder.
+    """
+    if not is_main_process():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"another job is at work in `{folder}`; wait for it or give another --output_dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def commit() -> str:

@@ -76,7 +76,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_run_folder_is_complete(finished):
     top = {path.name for path in finished.iterdir()}
     assert top == {
-        "config.yaml", "run.json", "timings.json", "metrics.json", "report.html",
+        ".lock", "config.yaml", "run.json", "timings.json", "metrics.json", "report.html",
         "retriever", "generator", "round_00", "round_01",
     }  # fmt: skip
     for number in (0, 1):

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_runs import subprocess_environment
 
 from agr_trl import runtime
 from agr_trl.errors import UserError
 from agr_trl.runtime import (
     commit,
+    exclusive,
     last_checkpoint,
     read_json,
     require_model,
@@ -207,3 +209,34 @@ def test_start_refuses_processes_that_do_not_work_together(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
     with pytest.raises(UserError, match="launcher announced 2 processes but 1 work together"):
         runtime.start(0)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from agr_trl.runtime import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_job_on_a_run_folder_is_refused_and_a_killed_one_holds_nothing(tmp_path):
+    folder = tmp_path / "run"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=subprocess_environment(),
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another job is at work"), exclusive(folder):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with exclusive(folder):  # the killed job left its file, not its lock
+        assert (folder / ".lock").exists()
+    with exclusive(folder):
+        pass
