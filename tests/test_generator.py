@@ -237,7 +237,7 @@ def test_numbers_take_their_units_with_them():
         "3 piece set",
     ]
     words = [set(_title_words(title)) for title in titles]
-    assert words == [{"ink"}, {"processor"}, {"light", "lamp"}, {"piece", "set"}]
+    assert words == [{"ink"}, {"processor"}, {"light", "chandelier"}, {"piece", "set"}]
 
 
 def test_pseudo_queries_do_not_cut_what_belongs_together():
