@@ -457,7 +457,7 @@ class Stage:
             raise UserError(str(error)) from error
 
     def resolved(self) -> dict[str, Any]:
-        """Return all our settings and the given ones of the libraries."""
+        """Return all our settings and the given ones of the libraries, but never a token."""
         shown = set(self.given)
         for dataclass_type in self.dataclass_types:
             if not issubclass(dataclass_type, TrainingArguments):
@@ -465,7 +465,7 @@ class Stage:
         return {
             name: value
             for name, value in sorted(self.values.items())
-            if name in shown and value is not None
+            if name in shown and value is not None and name != "hub_token"
         }
 
 

