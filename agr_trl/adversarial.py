@@ -162,7 +162,7 @@ class AdversarialRun:
 
     def _run_round(self, number: int, folder: Path) -> None:
         stage_seed = self.seed * 1_000 + number * 10
-        source = self.loop.query_source if number else "warm_up"
+        source = self._query_source(number)
         if not number:
             self._stage(folder / "generator", stage_seed, self._warm_up, number)
             self._stage(folder / "retriever", stage_seed + 1, self._train_retriever, number)
@@ -247,20 +247,22 @@ class AdversarialRun:
         ).reset_index(drop=True)
         parts = target.with_name("queries_parts")
         draw_seed = self.seed * 1_000 + number
-        if number and self.loop.query_source == "random_crops":
-            crops = pseudo_queries(self.dataset, self.loop.queries_per_product, draw_seed)
-            drawn = chosen.drop(columns="prompt").merge(crops, on="product_id")
-        else:
-            is_attack = self.loop.query_source == "adversarial"
-            generator = self.round_folder(number if is_attack else 0) / "generator"
+        source = self._query_source(number)
+        if source != "random_crops":
+            generator = self.round_folder(number if source == "adversarial" else 0) / "generator"
             paths = write_query_files(
                 generator, chosen, parts, self.loop, self.warm_up_args.max_prompt_tokens, draw_seed
             )
+        if not is_main_process():
+            return
+        if source == "random_crops":
+            crops = pseudo_queries(self.dataset, self.loop.queries_per_product, draw_seed)
+            drawn = chosen.drop(columns="prompt").merge(crops, on="product_id")
+        else:
             drawn = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
-        if is_main_process():
-            retriever = Retriever.from_pretrained(str(self._best_retriever(number)))
-            self._judge(drawn, retriever, number).to_parquet(target, index=False)
-            shutil.rmtree(parts, ignore_errors=True)
+        retriever = Retriever.from_pretrained(str(self._best_retriever(number)))
+        self._judge(drawn, retriever, number).to_parquet(target, index=False)
+        shutil.rmtree(parts, ignore_errors=True)
 
     def _judge(self, drawn: pd.DataFrame, retriever: Retriever, number: int) -> pd.DataFrame:
         """Add relevance, the attacked retriever's probability, and why a query is not accepted."""
@@ -508,6 +510,10 @@ class AdversarialRun:
     def round_metrics(self, number: int) -> dict[str, Any]:
         """Return a complete round's metrics."""
         return read_json(self.round_folder(number) / "metrics.json")
+
+    def _query_source(self, number: int) -> str:
+        """Return who writes a round's queries; round 0 looks at the warm-up's."""
+        return self.loop.query_source if number else "warm_up"
 
     def best_round(self, before: int) -> int:
         """Return the last kept round below `before`; round 0 always counts."""

@@ -329,7 +329,7 @@ def test_adversarial_run_on_two_processes(shop, tmp_path):
     assert "2 process(es)" in result.stderr
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "run.json", "timings.json", "metrics.json", "report.html",
+        ".lock", "config.yaml", "run.json", "timings.json", "metrics.json", "report.html",
         "retriever", "generator", "round_00", "round_01",
     }  # fmt: skip
     for number in (0, 1):
