@@ -46,8 +46,20 @@ class DrawnLine:
     last: Mark | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """The size of a picture and the edges of what is drawn in it."""
+
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
 @dataclass(frozen=True)
-class Chart:
+class Chart(Frame):
     """A chart in picture coordinates, ready to be drawn."""
 
     title: str
@@ -56,12 +68,6 @@ class Chart:
     y_ticks: list[Mark]
     x_ticks: list[Mark]
     borders: list[Mark]
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    right: int = WIDTH - RIGHT
-    top: int = TOP
-    bottom: int = HEIGHT - BOTTOM
 
 
 def round_charts(dev_metric: str, rounds: Sequence[Mapping[str, Any]]) -> list[Chart]:

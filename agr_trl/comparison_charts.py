@@ -8,7 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agr_trl.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Line, Mark, line_chart
+from agr_trl.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Chart,
+    Frame,
+    Line,
+    Mark,
+    line_chart,
+)
 from agr_trl.charts import ticks as round_numbers
 
 ROW_HEIGHT = 46  # of a forest: the texts of a row, its interval under them
@@ -65,7 +77,7 @@ class Forest:
 
 
 @dataclass(frozen=True)
-class Bars:
+class Bars(Frame):
     """Sorted differences of queries: two filled paths, one of them above zero, one below."""
 
     title: str
@@ -77,12 +89,6 @@ class Bars:
     loss_text: str
     y_ticks: list[Mark]
     zero: float
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    right: int = WIDTH - RIGHT
-    top: int = TOP
-    bottom: int = HEIGHT - BOTTOM
 
 
 def forest(title: str, note: str, estimates: Sequence[Estimate], reference: float) -> Forest:

@@ -197,7 +197,7 @@ def _published_base(local: str, repo_id: str, warm_up: str | None) -> tuple[str,
 
 
 def _push_queries(repository: "_Repository", run: RunRecord, licence: str) -> None:
-    table = run.queries()
+    table = run.queries
     if table.empty:
         raise UserError("no query was accepted in any round, so there is no data set to publish")
     with tempfile.TemporaryDirectory() as made:

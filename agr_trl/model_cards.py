@@ -7,6 +7,7 @@ that no product or query can change how a card reads; machine paths and Hub sett
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,12 @@ from markupsafe import Markup
 
 from agr_trl import report_text
 from agr_trl.errors import UserError
-from agr_trl.report import before_and_after, read_if_there, round_rows
+from agr_trl.report import (
+    before_and_after,
+    read_if_there,
+    round_rows,
+    template_environment,
+)
 from agr_trl.report_text import DEV_WARNING, metric_name, visible
 from agr_trl.retriever import PACKAGED_MINILM
 from agr_trl.runtime import read_json
@@ -81,8 +87,9 @@ class RunRecord:
             splits = {"test": self.metrics["test"][name]} | splits
         return splits
 
+    @cached_property
     def queries(self) -> pd.DataFrame:
-        """Return the accepted queries of all rounds; `round_kept` says whether R was kept."""
+        """The accepted queries of all rounds; `round_kept` says whether R was kept."""
         parts = []
         for this in self.metrics["rounds"]:
             file = self.round_folder(this["round"]) / "queries.parquet"
@@ -267,14 +274,10 @@ def _card(
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("agr_trl"),
-        autoescape=True,  # macros then give Markup, which is not escaped twice
-        # Every text that is put into a card is escaped here, for Markdown.
-        finalize=lambda value: value if isinstance(value, Markup) else markdown_text(value),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    environment = template_environment(
+        # Every text that is put into a card is escaped here, for Markdown; what macros give
+        # is Markup already.
+        finalize=lambda value: value if isinstance(value, Markup) else markdown_text(value)
     )
     environment.filters |= {
         "number": report_text.number,
@@ -310,7 +313,7 @@ def _samples(run: RunRecord) -> list[dict[str, Any]]:
     """Return some accepted queries of the exported round, drawn with a fixed seed."""
     if not run.metrics.get("rounds"):
         return []
-    queries = run.queries()
+    queries = run.queries
     if queries.empty:
         return []
     queries = queries[queries["round"] == run.best_round]

@@ -1,6 +1,6 @@
 """Tell what an adversarial run did: one HTML page of its run folder, a table for the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -266,16 +266,23 @@ def finished_at(path: Path) -> str:
     return f"{datetime.fromtimestamp(path.stat().st_mtime, UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def page_environment() -> jinja2.Environment:
-    """Return the templates with the filters and words that all pages share; texts are escaped."""
-    environment = jinja2.Environment(
+def template_environment(finalize: Callable[[Any], Any]) -> jinja2.Environment:
+    """Return the package's templates; `finalize` sees every value that is put into a text."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("agr_trl"),
         autoescape=True,
-        # Every text that is put into the page passes here, before it is escaped.
-        finalize=lambda value: report_text.visible(value) if isinstance(value, str) else value,
+        finalize=finalize,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+    )
+
+
+def page_environment() -> jinja2.Environment:
+    """Return the templates with the filters and words that all pages share; texts are escaped."""
+    environment = template_environment(
+        # Every text that is put into the page passes here, before it is escaped.
+        finalize=lambda value: report_text.visible(value) if isinstance(value, str) else value
     )
     environment.filters |= {
         "number": report_text.number,

@@ -340,8 +340,8 @@ def test_hostile_texts_do_not_change_a_card(finished):
     evil = "| <img src=x onerror=alert(1)> ```\n---\n[x](http://e.vil) www.e.vil `a` *b* \u202e"
     run = read_run(finished)
     run.config["dataset_path"] = evil
-    table = run.queries().assign(query=evil, title=evil)
-    run.queries = lambda: table
+    table = run.queries.assign(query=evil, title=evil)
+    run.queries = table
     for card in (
         retriever_card("user/toy-retriever", run, 2, "unknown"),
         generator_card("user/toy-generator", run, 2, "unknown"),

@@ -300,14 +300,18 @@ def test_user_errors_are_one_line_and_status_2(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.slow
-def test_train_generator_on_two_processes(stages, shop, tmp_path):
-    words = [
+def train_generator_words(stages, shop, output_dir):
+    return [
         "--dataset_format=beir", f"--dataset_path={shop}", *tiny("train_generator"),
         f"--retriever_name_or_path={stages / 'train_retriever' / 'retriever'}",
         f"--generator_name_or_path={stages / 'warm_up_generator' / 'generator'}",
-        f"--output_dir={tmp_path / 'run'}",
+        f"--output_dir={output_dir}",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_train_generator_on_two_processes(stages, shop, tmp_path):
+    words = train_generator_words(stages, shop, tmp_path / "run")
     command = [*TORCHRUN, str(RECIPES / "train_generator.py"), *words]
     result = run_command(command, tmp_path, ACCELERATE_USE_CPU="true")
     assert "2 process(es)" in result.stderr
@@ -341,12 +345,7 @@ def test_adversarial_run_on_two_processes(shop, tmp_path):
 
 @pytest.mark.slow
 def test_accelerate_launch_with_the_cpu_config(stages, shop, tmp_path):
-    words = [
-        "--dataset_format=beir", f"--dataset_path={shop}", *tiny("train_generator"),
-        f"--retriever_name_or_path={stages / 'train_retriever' / 'retriever'}",
-        f"--generator_name_or_path={stages / 'warm_up_generator' / 'generator'}",
-        f"--output_dir={tmp_path / 'run'}",
-    ]  # fmt: skip
+    words = train_generator_words(stages, shop, tmp_path / "run")
     config = str(ROOT / "accelerate_configs" / "cpu.yaml")
     launcher = [*LAUNCH, "--config_file", config]
     run_command([*launcher, str(RECIPES / "train_generator.py"), *words], tmp_path)
