@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from accelerate.utils import set_seed
 from scipy.special import expit
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+from trl import RLOOConfig
 
 from agr_trl.acceptance import (
     AcceptanceFilter,
@@ -29,9 +30,14 @@ from agr_trl.acceptance import (
     query_statistics,
 )
 from agr_trl.config import (
+    DataArguments,
+    GeneratorArguments,
+    LoopArguments,
+    LoraArguments,
     Recipe,
     RetrieverArguments,
     RewardArguments,
+    RunArguments,
     WarmUpArguments,
 )
 from agr_trl.data import RelevanceDataset
@@ -51,23 +57,21 @@ from agr_trl.query_files import write_query_files
 from agr_trl.relevance import CalibratedRelevance, EmbeddingScorer, load_relevance_scorer
 from agr_trl.retriever import Retriever, dev_metrics, retriever_trainer
 from agr_trl.runtime import (
-    commit,
     exclusive,
     is_main_process,
     read_json,
     stopwatch,
     wait_for_everyone,
     write_json,
-    write_text,
 )
 from agr_trl.search import BM25Index
 from agr_trl.stages import (
     acceptance_filter,
+    begin_run_folder,
     catalogue_prompts,
     demo_oracle,
     generator_trainer,
     load_dataset,
-    refuse_other_settings,
     save_log,
     train_with_checkpoints,
 )
@@ -75,6 +79,13 @@ from agr_trl.training_pairs import gold_pairs, mix, synthetic_pairs
 
 logger = logging.getLogger(__name__)
 
+SECTIONS: dict[str, tuple[type, ...]] = {
+    "": (RunArguments, DataArguments, LoopArguments),
+    "retriever": (RetrieverArguments, TrainingArguments),
+    "warm_up": (WarmUpArguments, Seq2SeqTrainingArguments),
+    "generator": (GeneratorArguments, LoraArguments, RLOOConfig),
+    "reward": (RewardArguments,),
+}
 PAIR_METRICS = ("roc_auc", "pr_auc", "f1", "accuracy")
 QUERIES_FILE = "queries.parquet"
 
@@ -414,26 +425,9 @@ class AdversarialRun:
 
     def _begin(self) -> None:
         """Write config.yaml, or refuse to resume a run of other settings or data."""
-        settings = self.recipe.resolved()
-        settings.pop("output_dir")
-        state = {"data_fingerprint": self.dataset.fingerprint(), "commit": commit()}
-        config_file, state_file = self.folder / "config.yaml", self.folder / "run.json"
-        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        is_same = False
-        if config_file.is_file() and state_file.is_file():
-            refuse_other_settings(config_file, settings)
-            if read_json(state_file)["data_fingerprint"] != state["data_fingerprint"]:
-                raise UserError(
-                    f"`{self.folder}` was begun with other data; give another --output_dir"
-                )
-            is_same = config_file.read_text(encoding="utf-8") == text
-            if (self.folder / "timings.json").is_file():
-                self.times = read_json(self.folder / "timings.json")
-        wait_for_everyone()
-        if is_main_process() and not is_same:
-            write_text(config_file, text)
-            write_json(state_file, state)
-        wait_for_everyone()
+        begin_run_folder(self.recipe, self.folder, self.dataset)
+        if (self.folder / "timings.json").is_file():
+            self.times = read_json(self.folder / "timings.json")
         sizes = self.dataset.judgements["split"].value_counts().to_dict()
         logger.info("%d products, judgements %s", len(self.dataset.products), sizes)
 

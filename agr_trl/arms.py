@@ -19,25 +19,24 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from agr_trl.adversarial import QUERIES_FILE, AdversarialRun
 from agr_trl.config import ComparisonArguments, Recipe
 from agr_trl.data import RelevanceDataset
 from agr_trl.data.splits import fold_queries, split_queries
-from agr_trl.errors import UserError
 from agr_trl.evaluation import score_candidates
 from agr_trl.relevance import LSA, EmbeddingScorer, LsaScorer, load_relevance_scorer
 from agr_trl.retriever import Retriever
-from agr_trl.runtime import commit, exclusive, read_json, start, write_json, write_text
+from agr_trl.runtime import exclusive, start, write_json
 from agr_trl.search import BM25Index, Scorer
-from agr_trl.stages import load_dataset, refuse_other_settings
+from agr_trl.stages import begin_run_folder, load_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +103,7 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
     seeds = list(range(run_args.seed, run_args.seed + comparison.seeds))
     jobs = [(seed, fold) for seed in seeds for fold in range(comparison.folds)]
     with exclusive(folder):
-        _begin(recipe, folder, dataset)
+        begin_run_folder(recipe, folder, dataset, FREE_SETTINGS)
         _save_catalogue_vectors(recipe, folder, dataset)
         missing = [job for job in jobs if _missing_arms(folder, comparison, *job)]
         logger.info("%d of %d folds are missing", len(missing), len(jobs))
@@ -132,19 +131,6 @@ def _start_worker(threads: int) -> None:
     torch.set_num_threads(threads)
     start(0)
     logging.getLogger("agr_trl").setLevel(logging.WARNING)
-
-
-def _begin(recipe: Recipe, folder: Path, dataset: RelevanceDataset) -> None:
-    """Write config.yaml and run.json, or refuse to resume with other settings or data."""
-    settings = recipe.resolved()
-    settings.pop("output_dir")
-    fingerprint = dataset.fingerprint()
-    if (folder / "config.yaml").is_file():
-        refuse_other_settings(folder / "config.yaml", settings, FREE_SETTINGS)
-        if read_json(folder / "run.json")["data_fingerprint"] != fingerprint:
-            raise UserError(f"`{folder}` was begun with other data; give another --output_dir")
-    write_json(folder / "run.json", {"data_fingerprint": fingerprint, "commit": commit()})
-    write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
 
 
 def _save_catalogue_vectors(recipe: Recipe, folder: Path, dataset: RelevanceDataset) -> None:
@@ -192,6 +178,8 @@ class FoldRun:
         """Run the missing arms, then remove the models that they started from."""
         began = time.monotonic()
         shared = self._arm_run("shared", {})
+        if self.held_out.has_ids:  # trained on and scored on the same catalogue
+            shared.index = self.index
         shared.run_rounds(0)
         if COSINE in self.missing:
             cosine = shared.calibrated.score
@@ -207,7 +195,7 @@ class FoldRun:
     def _run_arm(self, arm: str, shared: AdversarialRun, at_start: np.ndarray) -> None:
         began = time.monotonic()
         run = self._arm_run(arm, arm_changes(arm, self.recipe), start=shared.folder)
-        for name in ("index", "relevance", "calibrated", "gold", "acceptance", "prompts"):
+        for name in ("index", "calibrated", "gold", "acceptance", "prompts"):
             setattr(run, name, getattr(shared, name))
         last = run.loop.rounds
         run.run_rounds(last)
@@ -246,6 +234,10 @@ class FoldRun:
     def _score(self, scorer: Scorer) -> pd.DataFrame:
         return score_candidates(scorer, self.held_out, "test", self.index).pairs
 
+    @cached_property
+    def _lsa(self) -> LsaScorer:
+        return LsaScorer(self.held_out.documents)
+
     def _judge_again(self, queries: pd.DataFrame) -> pd.DataFrame:
         """Add the score of a second judge, which neither trains nor filters anything.
 
@@ -253,9 +245,7 @@ class FoldRun:
         """
         texts, documents = queries["query"].tolist(), queries["document"].tolist()
         if self.recipe["reward"].values["relevance_model"] != LSA:
-            return queries.assign(
-                second_judge=LsaScorer(self.held_out.documents).score(texts, documents)
-            )
+            return queries.assign(second_judge=self._lsa.score(texts, documents))
         position = {text: place for place, text in enumerate(self.held_out.documents)}
         own = self.index.score(texts, np.array([position[document] for document in documents]))
         best = self.index.top(texts, 1)[1][:, 0]

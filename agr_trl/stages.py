@@ -12,7 +12,13 @@ import yaml
 from peft import PeftModel
 
 from agr_trl.acceptance import AcceptanceFilter, vocabulary_of
-from agr_trl.config import DataArguments, GeneratorArguments, LoraArguments, RewardArguments
+from agr_trl.config import (
+    DataArguments,
+    GeneratorArguments,
+    LoraArguments,
+    Recipe,
+    RewardArguments,
+)
 from agr_trl.data import RelevanceDataset, load_relevance_dataset
 from agr_trl.errors import UserError
 from agr_trl.generator import generator_lora
@@ -20,14 +26,19 @@ from agr_trl.relevance import EmbeddingScorer
 from agr_trl.retriever import Retriever
 from agr_trl.rewards import AcceptanceReward, RelevanceReward, RetrieverLossReward
 from agr_trl.runtime import (
+    commit,
     is_main_process,
     last_checkpoint,
+    read_json,
     wait_for_everyone,
     without_times,
     write_json,
+    write_text,
 )
 from agr_trl.search import BM25Index
 from agr_trl.seq2seq_trainer import Seq2SeqRLOOTrainer
+
+FREE_SETTINGS = ("rounds", "dataset_path")  # may differ when a run is resumed
 
 
 def load_dataset(args: DataArguments, split: str | None = None) -> RelevanceDataset:
@@ -103,10 +114,33 @@ def save_log(trainer: Any, path: Path) -> None:
     write_json(path, [without_times(entry) for entry in trainer.state.log_history])
 
 
+def begin_run_folder(
+    recipe: Recipe,
+    folder: Path,
+    dataset: RelevanceDataset,
+    free: Collection[str] = FREE_SETTINGS,
+) -> None:
+    """Write config.yaml and run.json, or refuse to resume a run of other settings or data."""
+    settings = recipe.resolved()
+    settings.pop("output_dir")
+    state = {"data_fingerprint": dataset.fingerprint(), "commit": commit()}
+    config_file, state_file = folder / "config.yaml", folder / "run.json"
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    is_same = False
+    if config_file.is_file() and state_file.is_file():
+        refuse_other_settings(config_file, settings, free)
+        if read_json(state_file)["data_fingerprint"] != state["data_fingerprint"]:
+            raise UserError(f"`{folder}` was begun with other data; give another --output_dir")
+        is_same = config_file.read_text(encoding="utf-8") == text
+    wait_for_everyone()
+    if is_main_process() and not is_same:
+        write_text(config_file, text)
+        write_json(state_file, state)
+    wait_for_everyone()
+
+
 def refuse_other_settings(
-    config_file: Path,
-    settings: dict[str, Any],
-    free: Collection[str] = ("rounds", "dataset_path"),
+    config_file: Path, settings: dict[str, Any], free: Collection[str] = FREE_SETTINGS
 ) -> None:
     """Raise `UserError` when a run folder was made with other settings, the `free` ones apart."""
     old = yaml.safe_load(config_file.read_text(encoding="utf-8"))

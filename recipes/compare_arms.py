@@ -8,33 +8,14 @@ A rerun of the same command continues where the last one stopped; --seeds 10 add
 
 from pathlib import Path
 
-from transformers import Seq2SeqTrainingArguments, TrainingArguments
-from trl import RLOOConfig
-
+from agr_trl.adversarial import SECTIONS as LOOP_SECTIONS
 from agr_trl.arms import run_arms
 from agr_trl.comparison_report import write_comparison_report
-from agr_trl.config import (
-    ComparisonArguments,
-    DataArguments,
-    GeneratorArguments,
-    LoopArguments,
-    LoraArguments,
-    RetrieverArguments,
-    RewardArguments,
-    RunArguments,
-    WarmUpArguments,
-    parse_recipe,
-)
+from agr_trl.config import ComparisonArguments, parse_recipe
 from agr_trl.evidence import build_evidence, evidence_table
 from agr_trl.runtime import hardware, read_json, run_recipe, start, write_json
 
-SECTIONS = {
-    "": (RunArguments, DataArguments, LoopArguments, ComparisonArguments),
-    "retriever": (RetrieverArguments, TrainingArguments),
-    "warm_up": (WarmUpArguments, Seq2SeqTrainingArguments),
-    "generator": (GeneratorArguments, LoraArguments, RLOOConfig),
-    "reward": (RewardArguments,),
-}
+SECTIONS = LOOP_SECTIONS | {"": (*LOOP_SECTIONS[""], ComparisonArguments)}
 
 
 def main() -> None:

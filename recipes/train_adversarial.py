@@ -6,31 +6,10 @@
 A rerun of the same command continues where the last one stopped.
 """
 
-from transformers import Seq2SeqTrainingArguments, TrainingArguments
-from trl import RLOOConfig
-
-from agr_trl.adversarial import AdversarialRun
-from agr_trl.config import (
-    DataArguments,
-    GeneratorArguments,
-    LoopArguments,
-    LoraArguments,
-    RetrieverArguments,
-    RewardArguments,
-    RunArguments,
-    WarmUpArguments,
-    parse_recipe,
-)
+from agr_trl.adversarial import SECTIONS, AdversarialRun
+from agr_trl.config import parse_recipe
 from agr_trl.report import summary_table, write_report
 from agr_trl.runtime import is_main_process, run_recipe, start
-
-SECTIONS = {
-    "": (RunArguments, DataArguments, LoopArguments),
-    "retriever": (RetrieverArguments, TrainingArguments),
-    "warm_up": (WarmUpArguments, Seq2SeqTrainingArguments),
-    "generator": (GeneratorArguments, LoraArguments, RLOOConfig),
-    "reward": (RewardArguments,),
-}
 
 
 def main() -> None:
