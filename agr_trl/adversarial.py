@@ -47,8 +47,8 @@ from agr_trl.generator import (
     judged_query_pairs,
     load_generator,
     new_or_loaded_generator,
-    pseudo_queries,
     save_merged_generator,
+    title_spans,
     warm_up_pairs,
     warm_up_trainer,
 )
@@ -88,6 +88,7 @@ SECTIONS: dict[str, tuple[type, ...]] = {
 }
 PAIR_METRICS = ("roc_auc", "pr_auc", "f1", "accuracy")
 QUERIES_FILE = "queries.parquet"
+MAX_DRAWS = 4  # of `products_per_round` products each, for one round's queries
 
 
 class AdversarialRun:
@@ -243,6 +244,9 @@ class AdversarialRun:
             self.relevance,
             self.acceptance,
             self.reward_args,
+            self.calibrated if self.reward_args.loss_reward == "disagreement" else None,
+            self.index,
+            self.dataset.documents,
         )
         train_with_checkpoints(trainer)
         if is_main_process():
@@ -251,35 +255,62 @@ class AdversarialRun:
             save_log(trainer, target.with_name("generator_log.json"))
 
     def _write_queries(self, target: Path, number: int) -> None:
-        """Draw queries for a sample of products on all processes; the main one judges them."""
-        chosen = self.prompts.sample(
-            min(self.loop.products_per_round, len(self.prompts)),
-            random_state=self.seed + 100 + number,
-        ).reset_index(drop=True)
-        parts = target.with_name("queries_parts")
-        draw_seed = self.seed * 1_000 + number
-        source = self._query_source(number)
-        if source != "random_crops":
-            generator = self.round_folder(number if source == "adversarial" else 0) / "generator"
-            paths = write_query_files(
-                generator, chosen, parts, self.loop, self.warm_up_args.max_prompt_tokens, draw_seed
-            )
-        if not is_main_process():
-            return
-        if source == "random_crops":
-            crops = pseudo_queries(self.dataset, self.loop.queries_per_product, draw_seed)
-            drawn = chosen.drop(columns="prompt").merge(crops, on="product_id")
-        else:
-            drawn = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
-        retriever = Retriever.from_pretrained(str(self._best_retriever(number)))
-        self._judge(drawn, retriever, number).to_parquet(target, index=False)
-        shutil.rmtree(parts, ignore_errors=True)
+        """Write queries for products drawn without replacement, until enough are accepted.
 
-    def _judge(self, drawn: pd.DataFrame, retriever: Retriever, number: int) -> pd.DataFrame:
+        Without `synthetic_queries_per_round` one draw is enough.
+        """
+        products = self.prompts.sample(frac=1, random_state=self.seed + 100 + number)
+        size, wanted = self.loop.products_per_round, self.loop.synthetic_queries_per_round
+        parts = target.with_name("queries_parts")
+        tables: list[pd.DataFrame] = []
+        for draw in range(1 if wanted is None else MAX_DRAWS):
+            chosen = products.iloc[draw * size : (draw + 1) * size].reset_index(drop=True)
+            if len(chosen):
+                tables.append(self._draw_queries(chosen, parts / f"draw_{draw}", number, draw))
+            accepted = sum(int(table["accepted"].sum()) for table in tables)
+            if wanted is not None and accepted >= wanted:
+                break
+        if wanted is not None and accepted < wanted:
+            logger.warning("round %d: %d queries accepted of %d wanted", number, accepted, wanted)
+        if is_main_process():
+            pd.concat(tables, ignore_index=True).to_parquet(target, index=False)
+            shutil.rmtree(parts, ignore_errors=True)
+
+    def _draw_queries(
+        self, chosen: pd.DataFrame, folder: Path, number: int, draw: int
+    ) -> pd.DataFrame:
+        """Draw queries for some products on all processes; the main one judges them."""
+        judged = folder / "judged.parquet"
+        is_done = judged.is_file()
+        wait_for_everyone()
+        if not is_done:
+            seed = self.seed * 1_000 + number + 100 * draw
+            source = self._query_source(number)
+            if source == "random_crops":
+                crops = title_spans(chosen["title"], self.loop.queries_per_product, seed)
+                drawn = chosen.drop(columns="prompt").assign(query=crops)
+                drawn = drawn.explode("query", ignore_index=True)
+            else:
+                writer = self.round_folder(number if source == "adversarial" else 0) / "generator"
+                tokens = self.warm_up_args.max_prompt_tokens
+                paths = write_query_files(writer, chosen, folder, self.loop, tokens, seed)
+                drawn = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+            if is_main_process():
+                folder.mkdir(parents=True, exist_ok=True)
+                partial = judged.with_suffix(".partial")
+                self._judge(drawn, number).to_parquet(partial, index=False)
+                partial.replace(judged)
+            wait_for_everyone()
+        table = pd.read_parquet(judged)
+        wait_for_everyone()  # the main process removes the file when all have read it
+        return table
+
+    def _judge(self, drawn: pd.DataFrame, number: int) -> pd.DataFrame:
         """Add relevance, the attacked retriever's probability, and why a query is not accepted."""
+        retriever = Retriever.from_pretrained(str(self._best_retriever(number))).to_device()
         queries, documents = drawn["query"].tolist(), drawn["document"].tolist()
         relevance = independent_scores(self.relevance, queries, documents)
-        probability = expit(retriever.to_device().score(queries, documents))
+        probability = expit(retriever.score(queries, documents))
         reasons = self.acceptance.reasons(
             queries, drawn["title"].tolist(), drawn["product_index"].to_numpy(), relevance
         )

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 COSINE = "cosine"
 INNER_DEV_FRACTION = 0.25
-FREE_SETTINGS = ("dataset_path", "seeds", "arms", "workers", "resamples")
+FREE_SETTINGS = ("dataset_path", "seeds", "arms", "ablations", "workers", "resamples")
 VECTORS_FILE = "catalogue_vectors.npy"
 
 
@@ -50,8 +50,15 @@ def arm_changes(arm: str, recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Return the settings in which an arm differs from the recipe: section -> name -> value.
 
     `adversarial_no_relevance` also drops the gate, which is S by another door. The filter of what
-    may teach the retriever is the same in all arms.
+    may teach the retriever is the same in all arms. An ablation changes what its settings say.
     """
+    ablations = recipe[""].build()[3].ablation_changes
+    if arm in ablations:
+        by_section: dict[str, dict[str, Any]] = {}
+        for key, value in ablations[arm].items():
+            section, _, setting = key.rpartition(".")
+            by_section.setdefault(section, {})[setting] = value
+        return by_section
     loss, relevance, acceptance = recipe["generator"].values["reward_weights"] or [1.0, 1.0, 0.0]
     changes: dict[str, dict[str, dict[str, Any]]] = {
         "supervised": {"": {"query_source": "none"}},
@@ -102,6 +109,8 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
     dataset = load_dataset(data_args)
     seeds = list(range(run_args.seed, run_args.seed + comparison.seeds))
     jobs = [(seed, fold) for seed in seeds for fold in range(comparison.folds)]
+    for arm in (*comparison.arms, *comparison.ablation_changes):
+        recipe.replaced(arm_changes(arm, recipe))  # refuses unknown settings before any work
     with exclusive(folder):
         begin_run_folder(recipe, folder, dataset, FREE_SETTINGS)
         _save_catalogue_vectors(recipe, folder, dataset)
@@ -147,7 +156,8 @@ def _save_catalogue_vectors(recipe: Recipe, folder: Path, dataset: RelevanceData
 
 def _missing_arms(folder: Path, args: ComparisonArguments, seed: int, fold: int) -> list[str]:
     place = fold_folder(folder, seed, fold)
-    return [arm for arm in [COSINE, *args.arms] if not (place / arm / "result.json").is_file()]
+    arms = [COSINE, *args.arms, *args.ablation_changes]
+    return [arm for arm in arms if not (place / arm / "result.json").is_file()]
 
 
 def fold_folder(folder: Path, seed: int, fold: int) -> Path:

@@ -128,6 +128,10 @@ def comparison_content(folder: Path) -> dict[str, Any]:
             test | {"name": arm_name(key), "tone": tone(test)}
             for key, test in evidence["tests"].items()
         ],
+        "ablations": [
+            test | {"name": arm_name(key), "note": changes_text(evidence, key)}
+            for key, test in evidence.get("ablations", {}).items()
+        ],
         "round_charts": arm_charts(
             evidence["rounds"], {key: arm_name(key) for key in evidence["rounds"]}, SUBJECT
         ),
@@ -163,6 +167,12 @@ def comparison_content(folder: Path) -> dict[str, Any]:
 def arm_name(key: str) -> str:
     """Return an arm's name for readers."""
     return ARMS[key][0] if key in ARMS else key.replace("_", " ")
+
+
+def changes_text(evidence: Evidence, key: str) -> str:
+    """Return what an ablation changes, "" for what is none."""
+    changes = evidence.get("ablations", {}).get(key, {}).get("changes", {})
+    return ", ".join(f"{name} {value}" for name, value in changes.items())
 
 
 def tone(test: Mapping[str, Any]) -> str:
@@ -250,7 +260,7 @@ def arm_rows(evidence: Evidence) -> list[dict[str, Any]]:
         {
             "key": key,
             "name": arm_name(key),
-            "note": ARMS[key][1] if key in ARMS else "",
+            "note": ARMS[key][1] if key in ARMS else changes_text(evidence, key),
             "primary": metrics.get(evidence["primary_metric"]),
             "metrics": {name: value["mean"] for name, value in metrics.items()},
         }

@@ -189,8 +189,15 @@ class RewardArguments:
             "help": "Sentence-transformers model of S(q, d); 'lsa' fits TF-IDF + SVD on the data"
         },
     )
-    loss_reward: Literal["bce", "uncertainty", "margin_band"] = field(
+    loss_reward: Literal["bce", "uncertainty", "margin_band", "disagreement"] = field(
         default="bce", metadata={"help": "Shape of the retriever-loss reward"}
+    )
+    loss_reward_negatives: int = field(
+        default=0,
+        metadata={
+            "help": "disagreement: so many of the query's best BM25 products, its own apart, count "
+            "in the loss too"
+        },
     )
     loss_cap_nats: float = field(
         default=4.0, metadata={"help": "Loss above this earns no more reward"}
@@ -228,7 +235,10 @@ class RewardArguments:
             band_high=(self.band_low, 0.99),
             min_relevance=(0, 1),
             round_trip_top_k=(0, inf),
+            loss_reward_negatives=(0, inf),
         )
+        if self.loss_reward_negatives and self.loss_reward != "disagreement":
+            raise UserError("`loss_reward_negatives` needs `loss_reward: disagreement`")
 
 
 @dataclass
@@ -261,7 +271,10 @@ class LoopArguments(SamplingArguments):
     )
     synthetic_queries_per_round: int | None = field(
         default=None,
-        metadata={"help": "At most this many accepted queries of a round are used (default: all)"},
+        metadata={
+            "help": "Use so many accepted queries of a round; up to 4 times products_per_round "
+            "products are drawn to find them (default: all of one draw)"
+        },
     )
     rounds: int = field(
         default=2, metadata={"help": "Adversarial rounds after the supervised round 0"}
@@ -339,6 +352,13 @@ class ComparisonArguments:
     arms: list[str] = field(
         default_factory=lambda: list(ARMS), metadata={"help": f"Of {', '.join(ARMS)}"}
     )
+    ablations: str = field(
+        default="{}",
+        metadata={
+            "help": "Further rows, the adversarial arm with other settings, as a mapping of a name "
+            'to {"SECTION.SETTING": value, ...}'
+        },
+    )
     seeds: int = field(default=5, metadata={"help": "Repetitions, from `seed` on"})
     folds: int = field(default=5, metadata={"help": "Folds of the judged queries"})
     primary_metric: str = field(
@@ -357,10 +377,27 @@ class ComparisonArguments:
         for arm in self.arms:
             if arm not in ARMS:
                 raise UserError(f"`arms` names `{arm}`; known are {', '.join(ARMS)}")
+        for name, changes in self.ablation_changes.items():
+            if name in (*ARMS, "bm25", "cosine") or not isinstance(changes, dict):
+                raise UserError(
+                    f"`ablations` has `{name}: {changes}`; give a new name and `SECTION.SETTING: "
+                    "value` below it"
+                )
         if self.primary_metric not in ("pr_auc", "judged/ndcg@10"):
             raise UserError(
                 f"`primary_metric` is {self.primary_metric}; it must be pr_auc or judged/ndcg@10"
             )
+
+    @property
+    def ablation_changes(self) -> dict[str, dict[str, Any]]:
+        """Name of each ablation -> "SECTION.SETTING", or "SETTING" of none -> value."""
+        try:
+            changes = json.loads(self.ablations)
+        except json.JSONDecodeError as error:
+            raise UserError(f"`ablations` is no mapping: {error}") from error
+        if not isinstance(changes, dict):
+            raise UserError(f"`ablations` is {self.ablations}; it must map names to settings")
+        return changes
 
 
 class _RecipeParser(HfArgumentParser):
@@ -480,15 +517,18 @@ class Recipe:
         return self.stages[section]
 
     def replaced(self, changes: dict[str, dict[str, Any]]) -> "Recipe":
-        """Return the same recipe with other values: section -> setting -> value."""
-        stages = {
-            name: Stage(
-                stage.dataclass_types,
-                stage.values | changes.get(name, {}),
-                sorted({*stage.given, *changes.get(name, {})}),
+        """Return the same recipe with other values: section -> setting -> value, checked."""
+        unknown = [name for name in changes if name not in self.stages]
+        if unknown:
+            raise UserError(f"`{unknown[0]}` is no section (known: {', '.join(self.stages)})")
+        stages = {}
+        for name, stage in self.stages.items():
+            parser = _RecipeParser(stage.dataclass_types, name)
+            values, given = parser.read(parser.words(changes.get(name, {})))
+            new = {setting: values[setting] for setting in given}
+            stages[name] = Stage(
+                stage.dataclass_types, stage.values | new, sorted({*stage.given, *given})
             )
-            for name, stage in self.stages.items()
-        }
         return Recipe(stages, self.config_file)
 
     def resolved(self) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def build_evidence(
     commit: str,
     hardware: str,
     arms: Sequence[str] = ARMS,
+    ablations: Mapping[str, Mapping[str, Any]] | None = None,
     resamples: int = 2_000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -89,16 +90,19 @@ def build_evidence(
     the largest gain first: of the primary metric where that is a ranking's, else average precision
     over the query's judged pairs, if it has both classes; effect size, wins and losses are over
     these. An audit is the mean over seeds and folds; but for the counts it is of the accepted
-    queries, which are those that R learned from. None stands for what is not defined. Raises
-    `UserError` for a folder that lacks a part and for a primary metric that the data does not have.
+    queries, which are those that R learned from. `ablations` (name -> what it changes) are rows
+    like the arms and have a test each, which is no part of Holm's correction. None stands for what
+    is not defined. Raises `UserError` for a folder that lacks a part and for a primary metric that
+    the data does not have.
     """
-    parts = _load(folder, arms, seeds, folds)
+    changes = ablations or {}
+    parts = _load(folder, (*arms, *changes), seeds, folds)
     first = pd.concat([part.pairs for part in parts[TESTED] if part.seed == 0])
     judged = first[first["judged"]]
     has_ids = all(part.result["has_ids"] for part in parts[TESTED])
     rankings = {arm: _rankings(own) for arm, own in parts.items()} if has_ids else {}
     scores = _ranking_scores(rankings) | _pair_scores(parts)
-    if not all(arm in scores.get(primary_metric, {}) for arm in arms):
+    if not all(arm in scores.get(primary_metric, {}) for arm in (*arms, *changes)):
         raise UserError(
             f"`{folder}` has no {primary_metric} of every arm; it has {', '.join(scores)}"
         )
@@ -107,11 +111,13 @@ def build_evidence(
         if primary_metric in RANKINGS
         else _average_precision(own)
         for arm, own in parts.items()
-        if arm in arms
+        if arm in arms or arm in changes
     }
     values = pd.DataFrame({arm: own.groupby("query_id").mean() for arm, own in per_seed.items()})
     values.index = values.index.map(judged.groupby("query_id")["query"].first())
-    audits = {arm: _audit(parts[arm]) for arm in arms if parts[arm][0].queries is not None}
+    written = [arm for arm in (*arms, *changes) if parts[arm][0].queries is not None]
+    audits = {arm: _audit(parts[arm]) for arm in written}
+    differences = (scores, primary_metric, values)
     return {
         "dataset": dataset,
         "primary_metric": primary_metric,
@@ -121,11 +127,17 @@ def build_evidence(
         "queries": int(judged["query_id"].nunique()),
         "pairs": len(judged),
         "resamples": resamples,
-        "minutes": sum(part.result["minutes"] for arm in ("cosine", *arms) for part in parts[arm]),
+        "minutes": sum(
+            part.result["minutes"] for arm in parts if arm != "bm25" for part in parts[arm]
+        ),
         "hardware": hardware,
         "arms": _arm_rows(scores, primary_metric, list(parts), resamples, seed),
-        "tests": _tests(scores, primary_metric, values, arms, resamples, seed),
-        "rounds": {arm: _rounds(parts[arm], primary_metric) for arm in arms},
+        "tests": _tests(*differences, [arm for arm in arms if arm != TESTED], resamples, seed),
+        "ablations": {
+            name: {"changes": dict(changes[name])} | _without_holm(test)
+            for name, test in _tests(*differences, list(changes), resamples, seed).items()
+        },
+        "rounds": {arm: _rounds(parts[arm], primary_metric) for arm in (*arms, *changes)},
         "audits": audits,
         "alarms": alarms(audits),
         "per_query": {arm: _pairs_of_values(values, arm) for arm in arms if arm != TESTED},
@@ -321,12 +333,11 @@ def _tests(
     scores: Scores,
     primary_metric: str,
     values: pd.DataFrame,
-    arms: Sequence[str],
+    controls: Sequence[str],
     resamples: int,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Return the paired test of the tested arm against each other one, on the primary metric."""
-    controls = [arm for arm in arms if arm != TESTED]
+    """Return the paired test of the tested arm against each control, on the primary metric."""
     if not controls:
         return {}
     metric = PAIR_METRICS.get(primary_metric, weighted_mean)
@@ -355,6 +366,10 @@ def _tests(
             "ties": int((differences == 0).sum()),
         }
     return tests
+
+
+def _without_holm(test: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in test.items() if name != "p_holm"}
 
 
 def _pairs_of_values(values: pd.DataFrame, control: str) -> list[dict[str, Any]]:
@@ -483,7 +498,8 @@ def evidence_table(evidence: Mapping[str, Any]) -> str:
 
     "–" stands where there is no value, or nothing to compare.
     """
-    primary, arms, tests = evidence["primary_metric"], evidence["arms"], evidence["tests"]
+    primary, arms = evidence["primary_metric"], evidence["arms"]
+    tests = evidence["tests"] | evidence["ablations"]
     others = list(dict.fromkeys(m for own in arms.values() for m in own if m != primary))
     heads = [metric_name(primary), "95 % interval", f"{TESTED} -", "p", "p (Holm)"]
     lines = [["", *heads, *map(metric_name, others)]]

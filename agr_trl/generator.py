@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
+from agr_trl.acceptance import words
 from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
 from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
@@ -162,6 +163,24 @@ def pseudo_queries(dataset: RelevanceDataset, per_product: int, seed: int) -> pd
             cut = phrases.span if generator.random() < 0.5 else phrases.shared_words
             rows.append((product_id, cut(title, generator)))
     return pd.DataFrame(rows, columns=["product_id", "query"])
+
+
+def title_spans(titles: Iterable[str], per_title: int, seed: int) -> list[list[str]]:
+    """Draw `per_title` runs of 1 to 4 words of each title, all lengths and places alike.
+
+    The plainest synthetic queries there are, a control; a title without words gives "".
+    """
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for title in titles:
+        title_words = words(title)
+        spans = []
+        for _ in range(per_title):
+            length = int(generator.integers(1, min(4, max(1, len(title_words))) + 1))
+            begin = int(generator.integers(0, max(1, len(title_words) - length + 1)))
+            spans.append(" ".join(title_words[begin : begin + length]))
+        drawn.append(spans)
+    return drawn
 
 
 def warm_up_trainer(

@@ -2,6 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
+from collections import ChainMap
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -30,12 +31,14 @@ class EmbeddingScorer(ABC):
     """S = (cosine + 1) / 2 of two text embeddings, shape (N,), in [0, 1].
 
     Subclasses embed texts as rows of unit length, (N, D). A document of the catalogue is embedded
-    for the first pair that needs it and kept; any other text is embedded for one call.
+    for the first pair that needs it and kept; other texts are kept until the next call that has
+    new ones, since several rewards ask for the same queries one after the other.
     """
 
     def __init__(self, catalogue: Sequence[str]) -> None:
         self._catalogue = frozenset(catalogue)
         self._vectors: dict[str, np.ndarray] = {}
+        self._recent: dict[str, np.ndarray] = {}
 
     @abstractmethod
     def embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -54,10 +57,16 @@ class EmbeddingScorer(ABC):
         self._vectors |= dict(zip(texts, vectors, strict=True))
 
     def _vectors_of(self, texts: Sequence[str]) -> np.ndarray:
-        missing = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        found = dict(zip(missing, self.embed(missing), strict=True)) if missing else {}
-        self._vectors |= {text: found[text] for text in missing if text in self._catalogue}
-        return np.stack([found[t] if t in found else self._vectors[t] for t in texts])
+        known = ChainMap(self._vectors, self._recent)
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        if missing:
+            found = dict(zip(missing, self.embed(missing), strict=True))
+            kept = {text: found.pop(text) for text in missing if text in self._catalogue}
+            self._vectors |= kept
+            recent = {text: self._recent[text] for text in texts if text in self._recent}
+            self._recent = recent | found
+            known = ChainMap(self._vectors, self._recent)
+        return np.stack([known[text] for text in texts])
 
 
 class SentenceTransformerScorer(EmbeddingScorer):

@@ -16,20 +16,26 @@ from agr_trl.acceptance import AcceptanceFilter, independent_scores, query_stati
 from agr_trl.config import RewardArguments
 from agr_trl.errors import UserError
 from agr_trl.losses import relevance_bce
-from agr_trl.relevance import RelevanceScorer
+from agr_trl.relevance import CalibratedRelevance, RelevanceScorer
 from agr_trl.retriever import Retriever
+from agr_trl.search import BM25Index
 
 
 class RetrieverLossReward:
-    """L_R of the frozen retriever against the label "relevant", shaped into [0, 1].
+    """L_R of the frozen retriever, shaped into [0, 1].
 
-    With z the log-odds and p = sigmoid(z):
+    With z the log-odds and p = sigmoid(z), against the label "relevant":
     `bce`: min(softplus(-z), cap) / cap. With cap 4 nats: z = 0 gives .173, z = -4 or less gives 1.
     `uncertainty`: 2 * min(p, 1 - p); 1 where the retriever cannot decide.
     `margin_band`: 1 for p in [band_low, band_high], falling linearly to 0 at p = 0 and p = 1; keeps
     the generator away from pairs that are simply wrong (R-Zero, arXiv 2508.05004, keeps .3 to .8).
+    Against the soft label y of `calibrated`, from which the retriever will learn the query:
+    `disagreement`: min(KL(y || p), cap) / cap, the loss that learning can take away, whichever of
+    the two is higher. With `loss_reward_negatives` n, its mean over the product and the query's n
+    best BM25 products beside it, the pairs that would be mined as its negatives.
     With `gate_loss_reward`, a query with S below `min_relevance` earns nothing for being hard;
-    raises `UserError` if there is no S to gate by. Freezes the retriever.
+    raises `UserError` if there is no S to gate by, or no soft label or index where the settings
+    need one. Freezes the retriever.
     """
 
     __name__ = "retriever_loss"
@@ -39,19 +45,33 @@ class RetrieverLossReward:
         retriever: Retriever,
         settings: RewardArguments,
         relevance: RelevanceScorer | None = None,
+        calibrated: CalibratedRelevance | None = None,
+        index: BM25Index | None = None,
+        catalogue: Sequence[str] = (),
     ) -> None:
         if settings.gate_loss_reward and relevance is None:
             raise UserError("`gate_loss_reward` needs S; pass `relevance`, or set it to false")
+        if settings.loss_reward == "disagreement" and calibrated is None:
+            raise UserError("`loss_reward: disagreement` needs soft labels; pass `calibrated`")
+        if settings.loss_reward_negatives and index is None:
+            raise UserError("`loss_reward_negatives` needs BM25; pass `index` and `catalogue`")
         self.retriever = retriever.freeze()
         self.settings = settings
         self.gate = relevance if settings.gate_loss_reward else None
+        self.calibrated, self.index, self.catalogue = calibrated, index, catalogue
 
     def __call__(
-        self, completions: Sequence[str], document: Sequence[str], **_: Any
+        self,
+        completions: Sequence[str],
+        document: Sequence[str],
+        product_index: Sequence[int] = (),
+        **_: Any,
     ) -> list[float]:
         """Return one reward a completion, in [0, 1]."""
-        logits = self.retriever.score(completions, document)
-        rewards = self.shape(logits)
+        if self.settings.loss_reward == "disagreement":
+            rewards = self._disagreement(completions, document, product_index)
+        else:
+            rewards = self.shape(self.retriever.score(completions, document))
         rewards[[not words(completion) for completion in completions]] = 0.0
         if self.gate is not None:
             relevance = independent_scores(self.gate, completions, document)
@@ -70,6 +90,45 @@ class RetrieverLossReward:
             return 2 * np.minimum(p, 1 - p)
         low, high = settings.band_low, settings.band_high
         return np.clip(np.minimum(p / low, (1 - p) / (1 - high)), 0, 1)
+
+    def _disagreement(
+        self, completions: Sequence[str], document: Sequence[str], product_index: Sequence[int]
+    ) -> np.ndarray:
+        """Return the mean capped KL of each query's pairs, (N,) in [0, 1]."""
+        assert self.calibrated is not None
+        rows, documents = np.arange(len(completions)), list(document)
+        if self.settings.loss_reward_negatives:
+            others, texts = self._neighbours(completions, product_index)
+            rows, documents = np.concatenate([rows, others]), documents + texts
+        queries = [completions[row] for row in rows.tolist()]
+        losses = excess_loss(
+            self.retriever.score(queries, documents), self.calibrated.score(queries, documents)
+        )
+        capped = np.minimum(losses, self.settings.loss_cap_nats) / self.settings.loss_cap_nats
+        return np.bincount(rows, capped) / np.bincount(rows)
+
+    def _neighbours(
+        self, completions: Sequence[str], product_index: Sequence[int]
+    ) -> tuple[np.ndarray, list[str]]:
+        """Return the best BM25 products that are not the query's own: its row, and the text."""
+        assert self.index is not None
+        count = self.settings.loss_reward_negatives
+        top, scores = self.index.top(list(completions), count + 1)
+        usable = (scores > 0) & (top != np.asarray(product_index)[:, None])
+        usable &= usable.cumsum(axis=1) <= count
+        rows, columns = np.nonzero(usable)
+        return rows, [self.catalogue[position] for position in top[rows, columns]]
+
+
+def excess_loss(logits: np.ndarray, label_logits: np.ndarray) -> np.ndarray:
+    """Return KL(y || p) in nats for log-odds of p and of the soft label y, both (N,); 0 or more.
+
+    It is the binary cross-entropy minus the label's own entropy, which no retriever can avoid.
+    """
+    z = torch.from_numpy(np.asarray(logits, dtype=np.float64))
+    y = torch.from_numpy(np.asarray(label_logits, dtype=np.float64))
+    kl = relevance_bce(z, y.sigmoid()) - relevance_bce(y, y.sigmoid())
+    return kl.clamp_min(0).numpy()
 
 
 class RelevanceReward:

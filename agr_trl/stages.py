@@ -1,7 +1,7 @@
 """What the recipes and the adversarial loop share: builders from settings, and training stages."""
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from agr_trl.config import (
 from agr_trl.data import RelevanceDataset, load_relevance_dataset
 from agr_trl.errors import UserError
 from agr_trl.generator import generator_lora
-from agr_trl.relevance import EmbeddingScorer
+from agr_trl.relevance import CalibratedRelevance, EmbeddingScorer
 from agr_trl.retriever import Retriever
 from agr_trl.rewards import AcceptanceReward, RelevanceReward, RetrieverLossReward
 from agr_trl.runtime import (
@@ -80,11 +80,14 @@ def generator_trainer(
     relevance: EmbeddingScorer,
     acceptance: AcceptanceFilter,
     reward_args: RewardArguments,
+    calibrated: CalibratedRelevance | None = None,
+    index: BM25Index | None = None,
+    catalogue: Sequence[str] = (),
 ) -> Seq2SeqRLOOTrainer:
     """Build the policy-gradient trainer: G against the frozen R and S, acceptance logged too."""
     retriever.to_device()
     rewards = [
-        RetrieverLossReward(retriever, reward_args, relevance),
+        RetrieverLossReward(retriever, reward_args, relevance, calibrated, index, catalogue),
         RelevanceReward(relevance),
         AcceptanceReward(relevance, acceptance),
     ]

@@ -32,6 +32,7 @@ def main() -> None:
         commit=read_json(folder / "run.json")["commit"],
         hardware=hardware(),
         arms=comparison.arms,
+        ablations=comparison.ablation_changes,
         resamples=comparison.resamples,
     )
     write_json(folder / "evidence.json", evidence)

@@ -138,6 +138,18 @@ def test_queries_hold_the_attacked_and_the_new_retrievers_probability(finished):
         assert queries[column].to_numpy() == pytest.approx(expected, abs=1e-5)
 
 
+def test_products_are_drawn_until_enough_queries_are_accepted(copy, config, caplog):
+    accepted = pd.read_parquet(copy / "round_01" / "queries.parquet")["accepted"].sum()
+    for wanted, draws in ((accepted, 1), (accepted + 1, 2), (1000, 2)):  # 20 products, 10 a draw
+        run = build_run(config, copy, "--synthetic_queries_per_round", str(wanted))
+        run._write_queries(copy / "more.parquet", 1)
+        queries = pd.read_parquet(copy / "more.parquet")
+        assert len(queries) == draws * 20
+        assert queries["product_id"].nunique() == draws * 10
+        assert not (copy / "queries_parts").exists()
+    assert "of 1000 wanted" in caplog.text
+
+
 def test_rerun_does_nothing(finished, config):
     def times():
         return {

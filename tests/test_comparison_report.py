@@ -140,6 +140,7 @@ def make_evidence(
         "hardware": "2 CPU cores",
         "arms": arms,
         "tests": tests,
+        "ablations": {},
         "rounds": rounds,
         "audits": audits,
         "alarms": [
@@ -227,6 +228,18 @@ def test_page_without_alarms_examples_config_and_half_of_the_audits(tmp_path: Pa
     assert "compare_arms.py" not in page.text and "smallest difference that" not in page.text
     assert page.row("Arm")[-1] == "S"
     assert page.row("below")[1:] == ["–", "−0.021", "0.0060", "0.0300", "–", "130", "81", "29", "–"]
+
+
+def test_an_ablation_has_its_row_but_no_verdict(tmp_path: Path) -> None:
+    evidence = make_evidence()
+    evidence["arms"]["no_gate"] = evidence["arms"]["random_crops"]
+    test = {key: value for key, value in make_test(0.004, 0.2).items() if key != "p_holm"}
+    changes = {"reward.gate_loss_reward": False, "reward.min_relevance": 0.6}
+    evidence["ablations"] = {"no_gate": test | {"changes": changes}}
+    page = page_of(make_folder(tmp_path / "run", evidence))
+    note = "reward.gate_loss_reward False, reward.min_relevance 0.6"
+    assert page.row(f"no gate{note}")[1] == "+0.004"
+    assert headline(evidence) == headline(make_evidence())  # it is no control
 
 
 def test_page_without_controls(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_the_head(on_pairs: dict[str, Any]) -> None:
         "hardware": "one core",
     }
     assert {key: on_pairs[key] for key in head} == head
-    tables = {"arms", "tests", "rounds", "audits", "alarms", "per_query", "examples"}
+    tables = {"arms", "tests", "ablations", "rounds", "audits", "alarms", "per_query", "examples"}
     assert on_pairs.keys() == head.keys() | tables
     assert list(on_pairs["arms"]) == ["bm25", "cosine", *ARMS]
     assert list(on_pairs["tests"]) == list(on_pairs["per_query"]) == CONTROLS

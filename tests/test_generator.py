@@ -33,6 +33,7 @@ from agr_trl.generator import (
     pseudo_queries,
     sample_queries,
     save_merged_generator,
+    title_spans,
     warm_up_pairs,
     warm_up_trainer,
 )
@@ -251,6 +252,20 @@ def test_pseudo_queries_do_not_cut_what_belongs_together():
     assert queries.str.endswith(" end").mean() < 0.02  # weighs (1 / 11) ** 2
     assert (queries == "end").mean() < 0.02
     assert {"end table", "oak end table", "oak"} <= set(queries)
+
+
+def test_title_spans_are_unbroken_runs_of_1_to_4_words():
+    titles = ["red oak side table with drawer", "lamp", "?"]
+    drawn = title_spans(titles, 600, seed=0)
+    assert [len(spans) for spans in drawn] == [600] * 3
+    runs = {
+        " ".join(titles[0].split()[begin : begin + length])
+        for length in (1, 2, 3, 4)
+        for begin in range(7 - length)
+    }
+    assert set(drawn[0]) == runs  # all 18 of them
+    assert set(drawn[1]) == {"lamp"} and set(drawn[2]) == {""}
+    assert title_spans(titles, 600, seed=0) == drawn != title_spans(titles, 600, seed=1)
 
 
 def test_warm_up_pairs_are_gold_repeated_and_pseudo():

@@ -16,6 +16,7 @@ class Compass(EmbeddingScorer):
         "north": (0, 1),
         "west": (-1, 0),
         "north-east": (0.6, 0.8),
+        "north-west": (-0.6, 0.8),
         "": (0, 0),
     }
 
@@ -36,9 +37,15 @@ def test_the_score_is_the_cosine_moved_to_0_and_1():
     assert scorer.score(queries, documents).tolist() == pytest.approx([1, 0.5, 0, 0.8, 0.9, 0.5])
     # Each text once, and those of the catalogue are kept.
     assert scorer.embedded == [["east", "north", "west", "north-east", ""]]
+    # Other texts are kept until a call brings new ones; several rewards ask for the same queries.
     scorer.score(["west"], ["north"])
-    assert scorer.embedded[1:] == [["west"]]
-    assert scorer.score(["west"], ["west"]).tolist() == [1]  # not of the catalogue
+    assert scorer.score(["west"], ["west"]).tolist() == [1]
+    assert scorer.embedded[1:] == []
+    scorer.score(["north-west", "west"], ["north", "east"])
+    scorer.score(["west"], ["east"])
+    assert scorer.embedded[1:] == [["north-west"]]
+    scorer.score([""], ["east"])
+    assert scorer.embedded[2:] == [[""]]  # forgotten
     assert scorer.score([], []).shape == (0,)
 
 

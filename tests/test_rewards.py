@@ -18,7 +18,12 @@ from trl import RLOOConfig
 from agr_trl.acceptance import AcceptanceFilter
 from agr_trl.config import RewardArguments
 from agr_trl.errors import UserError
-from agr_trl.rewards import AcceptanceReward, RelevanceReward, RetrieverLossReward
+from agr_trl.rewards import (
+    AcceptanceReward,
+    RelevanceReward,
+    RetrieverLossReward,
+    excess_loss,
+)
 from agr_trl.search import BM25Index
 from agr_trl.seq2seq_trainer import Seq2SeqRLOOTrainer
 
@@ -51,6 +56,65 @@ def test_margin_band_by_hand():
     expected = [0.000333, 0.5, 1, 1, 1, 0.5, 0.0005]
     got = reward("margin_band").shape(np.log(p / (1 - p)))
     assert got.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+class FixedLogits:
+    """A retriever, or a calibrated S, that gives each (query, document) a known log-odds."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def freeze(self):
+        return self
+
+    def score(self, queries, documents):
+        pairs = zip(queries, documents, strict=True)
+        return np.array([self.logits[pair] for pair in pairs])
+
+
+def test_excess_loss_by_hand():
+    # KL(.5 || .2) = .5 ln(.5 / .2) + .5 ln(.5 / .8) = .223144; KL(.9 || .5) = .9 ln 1.8 + .1 ln .2
+    p, y = np.array([0.2, 0.5, 0.7, 0.5]), np.array([0.5, 0.9, 0.7, 1 - 1e-9])
+    got = excess_loss(np.log(p / (1 - p)), np.log(y / (1 - y)))
+    assert got.tolist() == pytest.approx([0.223144, 0.368064, 0, math.log(2)], abs=1e-5)
+
+
+def test_disagreement_is_the_loss_on_the_pairs_that_the_query_would_give():
+    catalogue = ["red chair", "blue chair", "desk lamp"]
+    log_odds = {name: math.log(p / (1 - p)) for name, p in {"low": 0.2, "even": 0.5}.items()}
+    own, other, lamp = ("chair", "red chair"), ("chair", "blue chair"), ("lamp", "desk lamp")
+    retriever = FixedLogits({own: log_odds["low"], other: log_odds["even"], lamp: log_odds["low"]})
+    labels = FixedLogits({own: log_odds["even"], other: log_odds["even"], lamp: log_odds["low"]})
+    queries, documents, products = ["chair", "lamp", ""], [own[1], lamp[1], lamp[1]], [0, 2, 2]
+    labels.logits["", lamp[1]] = retriever.logits["", lamp[1]] = 0.0
+
+    def build(negatives, cap):
+        settings = RewardArguments(
+            loss_reward="disagreement", loss_reward_negatives=negatives, loss_cap_nats=cap,
+            gate_loss_reward=False,
+        )  # fmt: skip
+        index = BM25Index(catalogue)
+        return RetrieverLossReward(retriever, settings, None, labels, index, catalogue)
+
+    # The product alone: .223144 of 1 nat at most; the lamp's label is what R says already.
+    got = build(0, 1.0)(queries, documents, product_index=products)
+    assert got == pytest.approx([0.223144, 0, 0], abs=1e-5)
+    # With the blue chair, on which they agree, half of it; the lamp has no other BM25 product.
+    got = build(2, 1.0)(queries, documents, product_index=products)
+    assert got == pytest.approx([0.111572, 0, 0], abs=1e-5)
+    assert build(0, 0.1)(queries, documents, product_index=products)[0] == 1
+
+
+def test_disagreement_needs_labels_and_negatives_need_bm25():
+    with pytest.raises(UserError, match="needs soft labels"):
+        reward("disagreement")
+    with pytest.raises(UserError, match="needs `loss_reward: disagreement`"):
+        reward(loss_reward_negatives=1)
+    settings = RewardArguments(
+        loss_reward="disagreement", loss_reward_negatives=1, gate_loss_reward=False
+    )
+    with pytest.raises(UserError, match="needs BM25"):
+        RetrieverLossReward(build_retriever(), settings, None, FixedLogits({}))
 
 
 @pytest.mark.parametrize("loss_reward", ["bce", "uncertainty", "margin_band"])
