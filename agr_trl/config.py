@@ -295,6 +295,10 @@ class LoopArguments(SamplingArguments):
     synthetic_hard_negatives: int = field(
         default=1, metadata={"help": "BM25 negatives a synthetic query"}
     )
+    synthetic_negative_pool: int = field(
+        default=50,
+        metadata={"help": "They are drawn from so many of the query's best BM25 products"},
+    )
     synthetic_random_negatives: int = field(
         default=1, metadata={"help": "Random negatives for each synthetic query"}
     )
@@ -330,6 +334,7 @@ class LoopArguments(SamplingArguments):
             max_synthetic_share=(0, 1),
             gold_repeats_per_round=(1, inf),
             synthetic_hard_negatives=(0, inf),
+            synthetic_negative_pool=(1, inf),
             synthetic_random_negatives=(0, inf),
             max_dev_drop=(0, inf),
         )

@@ -98,6 +98,7 @@ def synthetic_pairs(
         scorer=calibrated.scorer.score,
         margin=margin,
         any_candidate=args.soft_labels,
+        pool_size=args.synthetic_negative_pool,
         seed=seed,
     )
     negative_queries = queries["query"].to_numpy()[mined["row"]].tolist()
