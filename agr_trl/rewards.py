@@ -18,7 +18,7 @@ from agr_trl.errors import UserError
 from agr_trl.losses import relevance_bce
 from agr_trl.relevance import CalibratedRelevance, RelevanceScorer
 from agr_trl.retriever import Retriever
-from agr_trl.search import BM25Index
+from agr_trl.search import BM25Index, score_distinct
 
 
 class RetrieverLossReward:
@@ -71,7 +71,7 @@ class RetrieverLossReward:
         if self.settings.loss_reward == "disagreement":
             rewards = self._disagreement(completions, document, product_index)
         else:
-            rewards = self.shape(self.retriever.score(completions, document))
+            rewards = self.shape(score_distinct(self.retriever.score, completions, document))
         rewards[[not words(completion) for completion in completions]] = 0.0
         if self.gate is not None:
             relevance = independent_scores(self.gate, completions, document)
@@ -102,7 +102,8 @@ class RetrieverLossReward:
             rows, documents = np.concatenate([rows, others]), documents + texts
         queries = [completions[row] for row in rows.tolist()]
         losses = excess_loss(
-            self.retriever.score(queries, documents), self.calibrated.score(queries, documents)
+            score_distinct(self.retriever.score, queries, documents),
+            self.calibrated.score(queries, documents),
         )
         capped = np.minimum(losses, self.settings.loss_cap_nats) / self.settings.loss_cap_nats
         return np.bincount(rows, capped) / np.bincount(rows)
