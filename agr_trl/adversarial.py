@@ -56,6 +56,7 @@ from agr_trl.pretraining import new_or_loaded_retriever
 from agr_trl.query_files import write_query_files
 from agr_trl.relevance import CalibratedRelevance, EmbeddingScorer, load_relevance_scorer
 from agr_trl.retriever import Retriever, dev_metrics, retriever_trainer
+from agr_trl.rewards import excess_loss
 from agr_trl.runtime import (
     exclusive,
     is_main_process,
@@ -75,7 +76,7 @@ from agr_trl.stages import (
     save_log,
     train_with_checkpoints,
 )
-from agr_trl.training_pairs import gold_pairs, mix, synthetic_pairs
+from agr_trl.training_pairs import gold_pairs, mix, synthetic_labels, synthetic_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -261,6 +262,7 @@ class AdversarialRun:
         """
         products = self.prompts.sample(frac=1, random_state=self.seed + 100 + number)
         size, wanted = self.loop.products_per_round, self.loop.synthetic_queries_per_round
+        wanted = wanted and wanted * self.loop.hardest_of
         parts = target.with_name("queries_parts")
         tables: list[pd.DataFrame] = []
         for draw in range(1 if wanted is None else MAX_DRAWS):
@@ -375,13 +377,21 @@ class AdversarialRun:
         return mix(self.gold, synthetic, self.loop, self.seed + number)
 
     def _accepted(self, number: int) -> pd.DataFrame:
-        """Accepted queries of a round, a random `synthetic_queries_per_round` of them."""
+        """Accepted queries of a round: all, or `synthetic_queries_per_round` of them.
+
+        With `hardest_of` above 1 those with the largest loss of the attacked retriever against the
+        label that they will be learned with, else a random choice.
+        """
         queries = pd.read_parquet(self.round_folder(number) / QUERIES_FILE)
         accepted = queries[queries["accepted"]]
         limit = self.loop.synthetic_queries_per_round
         if limit is None or len(accepted) <= limit:
             return accepted
-        return accepted.sample(limit, random_state=self.seed + number)
+        if self.loop.hardest_of == 1:
+            return accepted.sample(limit, random_state=self.seed + number)
+        labels = synthetic_labels(accepted["relevance"].to_numpy(), self.loop, self.calibrated)
+        losses = excess_loss(accepted["probability"].to_numpy(), labels)
+        return accepted.iloc[np.argsort(-losses, kind="stable")[:limit]]
 
     def _evaluate_round(self, target: Path, number: int) -> None:
         if not is_main_process():

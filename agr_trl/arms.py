@@ -60,16 +60,20 @@ def arm_changes(arm: str, recipe: Recipe) -> dict[str, dict[str, Any]]:
             by_section.setdefault(section, {})[setting] = value
         return by_section
     loss, relevance, acceptance = recipe["generator"].values["reward_weights"] or [1.0, 1.0, 0.0]
+    no_choice = {"hardest_of": 1}  # to take the hardest is part of the attack
     changes: dict[str, dict[str, dict[str, Any]]] = {
         "supervised": {"": {"query_source": "none"}},
-        "random_crops": {"": {"query_source": "random_crops"}},
-        "warm_up_generator": {"": {"query_source": "warm_up"}},
+        "random_crops": {"": {"query_source": "random_crops"} | no_choice},
+        "warm_up_generator": {"": {"query_source": "warm_up"} | no_choice},
         "adversarial": {},
         "adversarial_no_relevance": {
             "generator": {"reward_weights": [loss, 0.0, acceptance]},
             "reward": {"gate_loss_reward": False},
         },
-        "relevance_only": {"generator": {"reward_weights": [0.0, relevance, acceptance]}},
+        "relevance_only": {
+            "": no_choice,
+            "generator": {"reward_weights": [0.0, relevance, acceptance]},
+        },
     }
     return changes[arm]
 

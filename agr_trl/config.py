@@ -276,6 +276,13 @@ class LoopArguments(SamplingArguments):
             "products are drawn to find them (default: all of one draw)"
         },
     )
+    hardest_of: int = field(
+        default=1,
+        metadata={
+            "help": "With synthetic_queries_per_round: draw so many times as many accepted queries "
+            "and use those that the retriever is most wrong about; 1: a random choice"
+        },
+    )
     rounds: int = field(
         default=2, metadata={"help": "Adversarial rounds after the supervised round 0"}
     )
@@ -328,6 +335,7 @@ class LoopArguments(SamplingArguments):
         _check_ranges(
             self,
             synthetic_queries_per_round=(1, inf),
+            hardest_of=(1, inf),
             rounds=(0, inf),
             prompts_per_round=(1, inf),
             products_per_round=(1, inf),
@@ -338,6 +346,8 @@ class LoopArguments(SamplingArguments):
             synthetic_random_negatives=(0, inf),
             max_dev_drop=(0, inf),
         )
+        if self.hardest_of > 1 and self.synthetic_queries_per_round is None:
+            raise UserError("`hardest_of` needs `synthetic_queries_per_round`")
 
 
 ARMS = (

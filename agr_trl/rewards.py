@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import expit
+from scipy.special import expit, rel_entr
 
 from agr_trl.acceptance import AcceptanceFilter, independent_scores, query_statistics, words
 from agr_trl.config import RewardArguments
@@ -102,8 +102,8 @@ class RetrieverLossReward:
             rows, documents = np.concatenate([rows, others]), documents + texts
         queries = [completions[row] for row in rows.tolist()]
         losses = excess_loss(
-            score_distinct(self.retriever.score, queries, documents),
-            self.calibrated.score(queries, documents),
+            expit(score_distinct(self.retriever.score, queries, documents)),
+            expit(self.calibrated.score(queries, documents)),
         )
         capped = np.minimum(losses, self.settings.loss_cap_nats) / self.settings.loss_cap_nats
         return np.bincount(rows, capped) / np.bincount(rows)
@@ -121,15 +121,13 @@ class RetrieverLossReward:
         return rows, [self.catalogue[position] for position in top[rows, columns]]
 
 
-def excess_loss(logits: np.ndarray, label_logits: np.ndarray) -> np.ndarray:
-    """Return KL(y || p) in nats for log-odds of p and of the soft label y, both (N,); 0 or more.
+def excess_loss(probability: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return KL(label || probability) in nats, 0 or more, for two arrays (N,) in [0, 1].
 
     It is the binary cross-entropy minus the label's own entropy, which no retriever can avoid.
     """
-    z = torch.from_numpy(np.asarray(logits, dtype=np.float64))
-    y = torch.from_numpy(np.asarray(label_logits, dtype=np.float64))
-    kl = relevance_bce(z, y.sigmoid()) - relevance_bce(y, y.sigmoid())
-    return kl.clamp_min(0).numpy()
+    loss: np.ndarray = rel_entr(label, probability) + rel_entr(1 - label, 1 - probability)
+    return loss
 
 
 class RelevanceReward:

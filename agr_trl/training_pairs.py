@@ -84,7 +84,7 @@ def synthetic_pairs(
         {
             "query": queries["query"],
             "document": _texts(dataset.documents, queries["product_index"]),
-            "label": calibrated.probability(relevance) if args.soft_labels else 1.0,
+            "label": synthetic_labels(relevance, args, calibrated),
             "source": "synthetic",
         }
     )
@@ -116,6 +116,13 @@ def synthetic_pairs(
         }
     )
     return pd.concat([positives, negatives], ignore_index=True)[COLUMNS]
+
+
+def synthetic_labels(
+    relevance: np.ndarray, args: LoopArguments, calibrated: CalibratedRelevance
+) -> np.ndarray:
+    """Return the labels of generated queries with their own products, (N,) in [0, 1]."""
+    return calibrated.probability(relevance) if args.soft_labels else np.ones(len(relevance))
 
 
 def mix(

@@ -87,7 +87,7 @@ def test_arms_differ_in_where_queries_come_from_and_in_nothing_else(shop, tmp_pa
     assert changes["adversarial"] == {}
     assert changes["adversarial_no_relevance"]["generator"]["reward_weights"] == [2, 0, 0]
     assert changes["relevance_only"]["generator"]["reward_weights"] == [0, 1, 0]
-    allowed = {"query_source", "reward_weights", "gate_loss_reward"}
+    allowed = {"query_source", "hardest_of", "reward_weights", "gate_loss_reward"}
     assert {name for c in changes.values() for part in c.values() for name in part} == allowed
 
 
@@ -196,3 +196,27 @@ def test_at_most_the_stated_number_of_accepted_queries_teaches(shop, tmp_path):
     assert capped.equals(run._accepted(1))
     run.loop.synthetic_queries_per_round = None
     assert run._accepted(1)["query"].tolist() == list("abcdef")
+
+
+def test_the_hardest_are_those_furthest_from_their_label(shop, tmp_path):
+    settings = {"synthetic_queries_per_round": 2, "hardest_of": 2, "soft_labels": False}
+    config = write_loop_config(tmp_path / "run.yaml", shop, **settings)
+    sections = load_recipe("train_adversarial").SECTIONS
+    words = ["--config", str(config), "--output_dir", str(tmp_path / "run")]
+    run = AdversarialRun(parse_recipe(sections, "recipes/train_adversarial.py", words))
+    run.round_folder(1).mkdir(parents=True)
+    queries = pd.DataFrame(
+        {
+            "query": list("abcde"),
+            "accepted": [True, True, True, True, False],
+            "probability": [0.9, 0.2, 0.6, 0.1, 0.01],
+            "relevance": [0.9, 0.6, 0.9, 0.8, 0.9],
+        }
+    )
+    queries.to_parquet(run.round_folder(1) / "queries.parquet")
+    assert run._accepted(1)["query"].tolist() == ["d", "b"]  # against the label 1
+    # Against soft labels a sure retriever may be the one that is wrong: KL(.5 || .9) = .511 for a,
+    # KL(.5 || .2) = .223 for b, .020 for c, and d is 0.
+    run.loop.soft_labels = True
+    run.calibrated.probability = lambda relevance: np.array([0.5, 0.5, 0.5, 0.1])
+    assert run._accepted(1)["query"].tolist() == ["a", "b"]
