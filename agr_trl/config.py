@@ -539,7 +539,8 @@ class Recipe:
         stages = {}
         for name, stage in self.stages.items():
             parser = _RecipeParser(stage.dataclass_types, name)
-            values, given = parser.read(parser.words(changes.get(name, {})))
+            required = {a.dest: stage.values[a.dest] for a in parser.settings() if a.required}
+            values, given = parser.read(parser.words(required | changes.get(name, {})))
             new = {setting: values[setting] for setting in given}
             stages[name] = Stage(
                 stage.dataclass_types, stage.values | new, sorted({*stage.given, *given})
