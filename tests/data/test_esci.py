@@ -5,10 +5,12 @@ import logging
 import pandas as pd
 import pytest
 
+from agr_trl.config import DataArguments, parse_recipe
 from agr_trl.data import load_relevance_dataset
 from agr_trl.data.esci import EXAMPLES, PRODUCTS, plain_text
 from agr_trl.data.tables import BATCH_ROWS, parquet_batches
 from agr_trl.errors import UserError
+from agr_trl.stages import load_dataset
 
 PRODUCT_COLUMNS = [
     "product_id", "product_title", "product_description", "product_bullet_point", "product_brand",
@@ -109,6 +111,23 @@ def test_locale_version_and_relevant_grade_are_options(tmp_path):
     assert len(large.judgements) == 6
     exact = load(folder, relevant_grade=3)
     assert exact.judgements["label"].tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
+
+
+def test_options_come_from_the_command_line(tmp_path):
+    folder = write(tmp_path / "esci")
+    config = tmp_path / "job.yaml"
+    config.write_text(f"dataset_format: esci\ndataset_path: {folder}\ndev_fraction: 0\n")
+
+    def parse(*words):
+        return parse_recipe({"": (DataArguments,)}, "job.py", ["--config", str(config), *words])
+
+    chosen = parse("--esci_locale=es", "--esci_version", "large")
+    assert load_dataset(chosen[""].build()[0]).documents == ["Escritorio"]
+    assert chosen.resolved()["esci_version"] == "large"
+    # Left unset they are no setting of the run: runs begun before they existed still resume.
+    assert not {"esci_locale", "esci_version"} & parse().resolved().keys()
+    with pytest.raises(UserError, match="invalid choice: 'fr'"):
+        parse("--esci_locale=fr")
 
 
 def test_dev_is_split_off_train_by_query_and_test_stays(tmp_path):
