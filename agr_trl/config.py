@@ -45,10 +45,11 @@ class RunArguments:
 class DataArguments:
     """Which judgements and which catalogue."""
 
-    dataset_format: Literal["wands", "beir", "pairs", "demo"] = field(
+    dataset_format: Literal["wands", "esci", "beir", "pairs", "demo"] = field(
         default="demo",
         metadata={
-            "help": "wands: WANDS' three files; beir: BEIR folder; pairs: query,document,label"
+            "help": "wands: WANDS' three files; esci: ESCI's two Parquet files; beir: BEIR folder; "
+            "pairs: query,document,label"
         },
     )
     dataset_path: str | None = field(
@@ -60,18 +61,32 @@ class DataArguments:
     relevant_grade: int = field(
         default=1,
         metadata={
-            "help": "A judgement of at least this grade is relevant (WANDS: 1 Partial, 2 Exact)"
+            "help": "A judgement of at least this grade is relevant (WANDS: 1 Partial, 2 Exact; "
+            "ESCI: 1 Substitute, 3 Exact)"
         },
     )
     dev_fraction: float | None = field(
         default=None,
-        metadata={"help": "Share of queries for dev where the data has no splits (default: .2)"},
+        metadata={
+            "help": "Share of queries for dev where the data has no splits, of train queries for "
+            "ESCI (default: .2)"
+        },
     )
     test_fraction: float | None = field(
         default=None,
         metadata={"help": "Share of queries for test where the data has no splits (default: .2)"},
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of the split by query"})
+    esci_locale: Literal["us", "es", "jp"] | None = field(
+        default=None, metadata={"help": "ESCI: whose queries and products (default: us)"}
+    )
+    esci_version: Literal["small", "large"] | None = field(
+        default=None,
+        metadata={
+            "help": "ESCI: small has the harder queries (its ranking task), large has all "
+            "(default: small)"
+        },
+    )
 
 
 @dataclass

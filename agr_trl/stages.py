@@ -51,6 +51,8 @@ def load_dataset(args: DataArguments, split: str | None = None) -> RelevanceData
         dev_fraction=args.dev_fraction,
         test_fraction=args.test_fraction,
         split_seed=args.split_seed,
+        esci_locale=args.esci_locale,
+        esci_version=args.esci_version,
     )
 
 

@@ -83,7 +83,7 @@ def read(path: Path):
 
 def test_every_yaml_is_parsed_by_its_recipe():
     paths = sorted(RECIPES.rglob("*.y*ml"))
-    assert len(paths) == 18
+    assert len(paths) == 19
     for path in paths:
         script = RECIPES / f"{path.stem}.py"
         recipe = parse_recipe(load_recipe(path.stem).SECTIONS, str(script), ["--config", str(path)])
@@ -99,7 +99,7 @@ def test_every_recipe_has_demo_settings_with_an_output_of_its_own():
     assert demo.keys() <= scripts
     assert {name for name in scripts if (RECIPES / f"demo/{name}.yaml").is_file()} >= {
         "train_retriever", "warm_up_generator", "train_generator", "train_adversarial",
-        "generate_queries", "evaluate_retriever", "search",
+        "generate_queries", "evaluate_retriever", "search", "validate_data",
     }  # fmt: skip
     outputs = [values["output_dir"] for values in demo.values() if "output_dir" in values]
     assert len(outputs) == len(set(outputs))
@@ -195,6 +195,27 @@ def test_evaluate_retriever_on_pairs_has_pair_metrics_only(trained, tmp_path):
     metrics = read(tmp_path / "o")
     assert metrics.keys() >= PAIR_KEYS
     assert not any("@" in name for name in metrics)
+
+
+def test_validate_data_prints_and_writes_what_it_understood(shop, tmp_path, capsys):
+    words = ["--dataset_format=beir", f"--dataset_path={shop}", "--relevant_grade=1"]
+    run_main("validate_data", *words, f"--output_file={tmp_path / 'facts.json'}")
+    printed = capsys.readouterr().out
+    assert "products   20, 20 of them judged; 20 (100%) without a description" in printed
+    facts = read(tmp_path / "facts.json")
+    assert facts["source"] == {"format": "beir", "path": str(shop)}
+    assert {split: numbers["judgements"] for split, numbers in facts["splits"].items()} == {
+        "train": 5 * 20, "dev": 3 * 20, "test": 2 * 20,
+    }  # fmt: skip
+    assert facts["examples"]["prompts"][0] == "Title: red oak chair - Description:"
+    assert all(problem in printed for problem in facts["problems"])
+
+
+def test_validate_data_stops_at_broken_data(tmp_path):
+    broken = write_beir(tmp_path / "broken")
+    (broken / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq0\tp99\t1\n")
+    with pytest.raises(UserError, match=r"dev.tsv, line 2: `product_id` is 'p99'"):
+        run_main("validate_data", "--dataset_format=beir", f"--dataset_path={broken}")
 
 
 def test_search_one_query(trained, shop, capsys):

@@ -13,6 +13,7 @@ import pandas as pd
 from agr_trl.data.beir import read_beir
 from agr_trl.data.cache import cache_folder
 from agr_trl.data.demo import DEV_FRACTION, TEST_FRACTION, open_demo_shop
+from agr_trl.data.esci import LOCALES, VERSIONS, read_esci
 from agr_trl.data.pairs import read_pairs
 from agr_trl.data.splits import SPLITS, split_queries, variant_key
 from agr_trl.data.tables import SourceTables
@@ -21,7 +22,7 @@ from agr_trl.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("wands", "beir", "pairs", "demo")
+FORMATS = ("wands", "esci", "beir", "pairs", "demo")
 
 
 def document_text(title: str, description: str) -> str:
@@ -110,19 +111,32 @@ def load_relevance_dataset(
     dev_fraction: float | None = None,
     test_fraction: float | None = None,
     split_seed: int = 0,
+    esci_locale: str | None = None,
+    esci_version: str | None = None,
 ) -> RelevanceDataset:
-    """Load a data set of one of the four formats, checked, labelled and split.
+    """Load a data set of one of the five formats, checked, labelled and split.
 
     The label of a graded pair is 1 from `relevant_grade` on, else 0; `pairs` keep their label.
     With `split` only that split's judgements are kept; one file of pairs is the split that is
     asked for. A source without splits (WANDS, the demo, one file of pairs and no `split`) is split
     by query, fixed by `split_seed`, with a fifth of the queries for dev and for test each unless
-    the fractions say otherwise (the demo has its own). Without a path WANDS is downloaded and the
-    demo generated, once, into $XDG_CACHE_HOME/agr_trl. Raises `UserError` for all wrong input.
+    the fractions say otherwise (the demo has its own). ESCI states train and test, and its dev
+    queries are taken from train in the same way; of its locales and versions "us" and "small" are
+    read unless told otherwise. Without a path WANDS is downloaded and the demo generated, once,
+    into $XDG_CACHE_HOME/agr_trl. Raises `UserError` for all wrong input.
     """
     if split is not None and split not in SPLITS:
         raise UserError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
-    source = _read(dataset_format, Path(dataset_path) if dataset_path is not None else None)
+    path = Path(dataset_path) if dataset_path is not None else None
+    if dataset_format == "esci":
+        source = _open_esci(path, esci_locale or "us", esci_version or "small", test_fraction)
+    elif esci_locale or esci_version:
+        raise UserError(
+            "esci_locale and esci_version belong to dataset_format esci; leave them out for "
+            f"{dataset_format}"
+        )
+    else:
+        source = _read(dataset_format, path)
     if not 1 <= relevant_grade <= source.max_grade:
         raise UserError(
             f"relevant_grade is {relevant_grade}; grades of this data set end at "
@@ -130,21 +144,25 @@ def load_relevance_dataset(
         )
     judgements = source.judgements
     is_one_file = dataset_format == "pairs" and "split" not in judgements
+    default_dev, default_test = (
+        (DEV_FRACTION, TEST_FRACTION) if dataset_format == "demo" else (0.2, 0.2)
+    )
+    if dev_fraction is None:
+        dev_fraction = default_dev
     if "split" in judgements:
         _check_no_leak(source)
+        if dataset_format == "esci":
+            is_train = judgements["split"] == "train"
+            split_of_query = _split_judged(
+                source, judgements[is_train], dev_fraction, 0, split_seed
+            )
+            dev_or_train = judgements["query_id"].map(split_of_query)
+            judgements = judgements.assign(split=judgements["split"].mask(is_train, dev_or_train))
     elif is_one_file and split is not None:
         judgements = judgements.assign(split=split)
     else:
-        default_dev, default_test = (
-            (DEV_FRACTION, TEST_FRACTION) if dataset_format == "demo" else (0.2, 0.2)
-        )
-        judged = source.queries["query_id"].isin(judgements["query_id"].unique())
-        split_of_query = split_queries(
-            source.queries[judged].set_index("query_id")["query"],
-            default_dev if dev_fraction is None else dev_fraction,
-            default_test if test_fraction is None else test_fraction,
-            split_seed,
-        )
+        test_fraction = default_test if test_fraction is None else test_fraction
+        split_of_query = _split_judged(source, judgements, dev_fraction, test_fraction, split_seed)
         judgements = judgements.assign(split=judgements["query_id"].map(split_of_query))
     return _finish(source, judgements, split, relevant_grade)
 
@@ -158,15 +176,52 @@ def _read(dataset_format: str, path: Path | None) -> SourceTables:
         return read_wands(open_demo_shop(path))
     if dataset_format == "wands" and path is None:
         return read_wands(download_wands(cache_folder() / f"wands-{COMMIT}"))
+    if dataset_format == "pairs":
+        return read_pairs(_existing(dataset_format, path))
+    folder = _existing_folder(dataset_format, path)
+    return read_wands(folder) if dataset_format == "wands" else read_beir(folder)
+
+
+def _open_esci(
+    path: Path | None, locale: str, version: str, test_fraction: float | None
+) -> SourceTables:
+    for name, value, known in (
+        ("esci_locale", locale, LOCALES),
+        ("esci_version", version, VERSIONS),
+    ):
+        if value not in known:
+            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+    if test_fraction is not None:
+        raise UserError("ESCI has a test split of its own; leave test_fraction out")
+    return read_esci(_existing_folder("esci", path), locale, version)
+
+
+def _existing(dataset_format: str, path: Path | None) -> Path:
     if path is None:
         raise UserError(f"dataset_format {dataset_format} needs a dataset_path")
     if not path.exists():
         raise UserError(f"dataset_path {path} does not exist")
-    if dataset_format == "pairs":
-        return read_pairs(path)
-    if not path.is_dir():
-        raise UserError(f"dataset_path {path} is a file; {dataset_format} needs a folder")
-    return read_wands(path) if dataset_format == "wands" else read_beir(path)
+    return path
+
+
+def _existing_folder(dataset_format: str, path: Path | None) -> Path:
+    folder = _existing(dataset_format, path)
+    if not folder.is_dir():
+        raise UserError(f"dataset_path {folder} is a file; {dataset_format} needs a folder")
+    return folder
+
+
+def _split_judged(
+    source: SourceTables,
+    judgements: pd.DataFrame,
+    dev_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> pd.Series:
+    """Return the split of each query that has one of the judgements (index query_id)."""
+    judged = source.queries["query_id"].isin(judgements["query_id"].unique())
+    texts = source.queries[judged].set_index("query_id")["query"]
+    return split_queries(texts, dev_fraction, test_fraction, seed)
 
 
 def _check_no_leak(source: SourceTables) -> None:

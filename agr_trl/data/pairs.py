@@ -3,17 +3,16 @@
 from pathlib import Path
 
 import pandas as pd
-import pyarrow
 
 from agr_trl.data.splits import SPLITS
 from agr_trl.data.tables import (
     SourceTables,
     drop_repeats,
+    parquet_batches,
     read_json_lines,
     read_table,
     reject,
     reject_blank,
-    require_file,
 )
 from agr_trl.errors import UserError
 
@@ -111,19 +110,8 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    require_file(path)
-    try:
-        table = pd.read_parquet(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is not a Parquet file ({reason}); write it again") from None
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
-        raise UserError(
-            f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, table))}"
-        )
-    rows = pd.RangeIndex(1, len(table) + 1, name="row")
-    return _check_texts(path, table[COLUMNS].set_axis(rows).astype(object))
+    table = pd.concat(parquet_batches(path, COLUMNS))
+    return _check_texts(path, table[COLUMNS].astype(object))
 
 
 def _check_texts(path: Path, table: pd.DataFrame) -> pd.DataFrame:

@@ -1,16 +1,22 @@
-"""Read text tables so that every complaint names file, line, column and remedy."""
+"""Read tables so that every complaint names file, line, column and remedy."""
 
 import csv
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import pyarrow
+from pyarrow.parquet import ParquetFile
 
 from agr_trl.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 DELIMITER_NAMES = {"\t": "tab", ",": "comma"}
+BATCH_ROWS = 1 << 14
 
 
 class SourceTables(NamedTuple):
@@ -79,6 +85,37 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise _not_utf8(path) from None
 
 
+def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """Yield the named columns of a Parquet file in pieces, at least one, perhaps empty.
+
+    The index, "row", counts the rows of the file from 1. Memory holds one piece and what the caller
+    keeps. Raises `UserError` for a missing file or column and for what is no Parquet file.
+    """
+    require_file(path)
+    try:
+        # Without pre-buffering a row group's pages are read as they are needed, not all at once.
+        with ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            names = file.schema_arrow.names
+            missing = [name for name in columns if name not in names]
+            if missing:
+                raise UserError(
+                    f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}"
+                )
+            first = 1
+            if not file.metadata.num_rows:
+                yield file.read(list(columns)).to_pandas().rename_axis("row")
+            for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
+                rows = pd.RangeIndex(first, first + len(batch), name="row")
+                first += len(batch)
+                yield batch.to_pandas().set_axis(rows)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} is not a Parquet file ({reason}); write it again, or where git left a pointer "
+            "in its place run `git lfs pull`"
+        ) from None
+
+
 def require_file(path: Path) -> None:
     """Raise `UserError` unless the path is an existing file; say what lies beside it."""
     if path.is_file():
@@ -122,6 +159,7 @@ def drop_repeats(path: Path, rows: pd.DataFrame, keys: list[str], value: str) ->
     first = rows.groupby(keys, sort=False)[value].transform("first")
     remedy = f"an earlier row has another {value} for the same {' and '.join(keys)}; keep one"
     reject(path, rows, rows[value] != first, value, remedy)
+    logger.warning("%s: %d repeated judgements count once", path, repeated.sum())
     return rows[~repeated]
 
 

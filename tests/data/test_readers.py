@@ -1,4 +1,4 @@
-"""The four formats: right input is read exactly, wrong input is named by file, line and column."""
+"""WANDS, BEIR and pairs: right input is read exactly, wrong input is named by file and line."""
 
 import json
 import logging
@@ -330,7 +330,7 @@ def test_pairs_folder_with_two_files_or_none(pairs, tmp_path):
 
 
 def test_wrong_arguments_are_named(tmp_path):
-    _fails("'csv'; it must be one of wands, beir, pairs, demo", "csv", tmp_path)
+    _fails("'csv'; it must be one of wands, esci, beir, pairs, demo", "csv", tmp_path)
     _fails("'valid'; it must be one of train, dev, test", "pairs", tmp_path, split="valid")
     _fails("pairs needs a dataset_path", "pairs", None)
     _fails("does not exist", "beir", tmp_path / "nowhere")
