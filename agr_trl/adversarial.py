@@ -258,11 +258,13 @@ class AdversarialRun:
     def _write_queries(self, target: Path, number: int) -> None:
         """Write queries for products drawn without replacement, until enough are accepted.
 
-        Without `synthetic_queries_per_round` one draw is enough.
+        One draw is enough without `synthetic_queries_per_round`, and in round 0, whose queries are
+        only looked at.
         """
         products = self.prompts.sample(frac=1, random_state=self.seed + 100 + number)
-        size, wanted = self.loop.products_per_round, self.loop.synthetic_queries_per_round
-        wanted = wanted and wanted * self.loop.hardest_of
+        size, wanted = self.loop.products_per_round, None
+        if number and self.loop.synthetic_queries_per_round is not None:
+            wanted = self.loop.synthetic_queries_per_round * self.loop.hardest_of
         parts = target.with_name("queries_parts")
         tables: list[pd.DataFrame] = []
         for draw in range(1 if wanted is None else MAX_DRAWS):
