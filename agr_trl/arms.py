@@ -15,6 +15,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -141,9 +142,18 @@ def _run_folds(recipe: Recipe, jobs: list[tuple[int, int]], workers: int) -> Non
 
 
 def _start_worker(threads: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     start(0)
     logging.getLogger("agr_trl").setLevel(logging.WARNING)
+
+
+def _end_with_parent() -> None:
+    """End this worker when the job is killed, whose lock is then free for the next job."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _save_catalogue_vectors(recipe: Recipe, folder: Path, dataset: RelevanceDataset) -> None:
