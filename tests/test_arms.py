@@ -1,6 +1,9 @@
 """Control arms: folds that do not leak, arms that differ in one thing, and resuming."""
 
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -220,3 +223,25 @@ def test_the_hardest_are_those_furthest_from_their_label(shop, tmp_path):
     run.loop.soft_labels = True
     run.calibrated.probability = lambda relevance: np.array([0.5, 0.5, 0.5, 0.1])
     assert run._accepted(1)["query"].tolist() == ["a", "b"]
+
+
+def test_workers_end_with_a_killed_job(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from agr_trl.arms import _start_worker\n"
+        "def work():\n"
+        "    _start_worker(1)\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(100)\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.get_context('spawn').Process(target=work).start()\n"
+        "    time.sleep(100)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as job:
+        assert int(job.stdout.readline()) > 0  # the worker is at work
+        job.kill()
+        # The pipe ends, so the worker has let go of it long before its 100 seconds are over.
+        began = time.monotonic()
+        assert job.stdout.read() == ""
+        assert time.monotonic() - began < 50
