@@ -136,6 +136,8 @@ def _run_folds(recipe: Recipe, jobs: list[tuple[int, int]], workers: int) -> Non
     with ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool:
         futures = {pool.submit(run_fold, recipe, *job): job for job in jobs}
         for number, future in enumerate(as_completed(futures), 1):
+            if future.exception():  # told now, not when all other folds are done
+                pool.shutdown(wait=False, cancel_futures=True)
             future.result()
             seed, fold = futures[future]
             logger.info("seed %d fold %d is done, %d of %d", seed, fold, number, len(jobs))
