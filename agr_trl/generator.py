@@ -18,7 +18,6 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from tqdm.auto import tqdm
 from transformers import (
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     DataCollatorForSeq2Seq,
     GenerationConfig,
     PreTrainedModel,
@@ -31,7 +30,7 @@ from agr_trl.acceptance import words
 from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
 from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
-from agr_trl.retriever import load_config, resolve_model_name
+from agr_trl.retriever import load_config, load_tokenizer, resolve_model_name
 from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout
 from agr_trl.small_models import build_small_t5
 
@@ -60,7 +59,7 @@ def load_generator(
     model = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32)
     if is_adapter:
         model = PeftModel.from_pretrained(model, name_or_path, is_trainable=True)
-    return model, AutoTokenizer.from_pretrained(name_or_path if is_adapter else path)
+    return model, load_tokenizer(name_or_path if is_adapter else path)
 
 
 def _adapter_base(folder: Path) -> str:
