@@ -96,9 +96,22 @@ def save_merged_generator(source: Path, target: Path) -> None:
     """Write the generator at `source` as a full model that needs no base model beside it."""
     model, tokenizer = load_generator(str(source))
     if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
+        model = _merged(model)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+
+
+def _merged(adapter: PeftModel) -> PreTrainedModel:
+    """Return the model below an adapter with the adapter's weights added to its own.
+
+    PEFT calls the head untied when it shares no weight with the encoder's embeddings. T5Gemma's
+    shares the decoder's: saved as untied it would be left out, and come back random.
+    """
+    model = adapter.merge_and_unload()
+    head = model.get_output_embeddings().weight
+    if sum(each is head for _, each in model.named_parameters(remove_duplicate=False)) > 1:
+        model.config.tie_word_embeddings = True
+    return model
 
 
 # --- Supervised warm-up -------------------------------------------------------------------------
@@ -111,7 +124,7 @@ def new_or_loaded_generator(
     if args.generator_name_or_path != "new":
         model, tokenizer = load_generator(args.generator_name_or_path)
         if isinstance(model, PeftModel):
-            model = model.merge_and_unload()
+            model = _merged(model)
         return model, tokenizer
     texts = [*dataset.prompts()["prompt"], *dataset.queries["query"]]
     return build_small_t5(

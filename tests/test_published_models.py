@@ -177,7 +177,7 @@ def test_a_tokenizer_that_is_a_sentencepiece_file_alone(tmp_path, monkeypatch):
         load_tokenizer(str(tmp_path))
     (tmp_path / "texts.txt").write_text("\n".join(WORDS * 20))
     spm.SentencePieceTrainer.train(
-        input=str(tmp_path / "texts.txt"), model_prefix=str(tmp_path / "spiece"), vocab_size=60,
+        input=str(tmp_path / "texts.txt"), model_prefix=str(tmp_path / "spiece"), vocab_size=50,
         pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
     ids = load_tokenizer(str(tmp_path))("red chair")["input_ids"]
