@@ -21,7 +21,8 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from agr_trl.errors import UserError
 
-FLAT_IN_EVERY_RECIPE = ("output_dir", "seed")
+# Of a job of several stages; a stage's own library would take them too.
+NEVER_IN_A_SECTION = ("output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
 
 
 def _check_ranges(settings: Any, **ranges: tuple[float, float]) -> None:
@@ -39,6 +40,25 @@ class RunArguments:
 
     output_dir: str = field(metadata={"help": "Run folder; a rerun on it resumes"})
     seed: int = field(default=0, metadata={"help": "Seed of everything but the data split"})
+
+
+@dataclass
+class HubArguments:
+    """Whether a job of several stages is published when it has ended; no part of its results."""
+
+    push_to_hub: bool = field(
+        default=False,
+        metadata={
+            "help": "Publish the finished run, once; recipes/push_to_hub.py does so later, and "
+            "has more settings"
+        },
+    )
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "user/name, the beginning of the repositories' three names"}
+    )
+    hub_private_repo: bool = field(
+        default=False, metadata={"help": "New repositories are private, public ones refused"}
+    )
 
 
 @dataclass
@@ -445,11 +465,11 @@ class _RecipeParser(HfArgumentParser):
         raise UserError(f"{message}{where}; `--help` lists the settings")
 
     def settings(self) -> list[Action]:
-        """Return one action a setting: those of a section leave out what is flat in every recipe.
+        """Return one action a setting: those of a section leave out what belongs to the whole job.
 
         A true boolean has a second one, `--no_NAME`, which stands for the same setting.
         """
-        hidden = FLAT_IN_EVERY_RECIPE if self.section else ()
+        hidden = NEVER_IN_A_SECTION if self.section else ()
         by_name = {action.dest: action for action in reversed(self._actions)}
         return [action for name, action in reversed(by_name.items()) if name not in hidden]
 
@@ -461,10 +481,10 @@ class _RecipeParser(HfArgumentParser):
             known = [action.dest for action in self.settings()]
             close = difflib.get_close_matches(name.lstrip("-"), known, n=3, cutoff=0.4)
             self.error(f"unknown setting `{name}` (known: {', '.join(close) or 'none like it'})")
-        if self.section and action.dest in FLAT_IN_EVERY_RECIPE:
+        if self.section and action.dest in NEVER_IN_A_SECTION:
             raise UserError(
-                f"`{self.section}.{action.dest}` cannot be set; "
-                f"use `--{action.dest}`, which all stages share"
+                f"`{self.section}.{action.dest}` cannot be set for one stage; "
+                f"use `--{action.dest}`, for the whole job"
             )
         return action
 
@@ -524,11 +544,17 @@ class Stage:
             raise UserError(str(error)) from error
 
     def resolved(self) -> dict[str, Any]:
-        """Return all our settings and the given ones of the libraries, but never a token."""
+        """Return all our settings and the given ones of the libraries, but never a token.
+
+        `HubArguments` are left out: who repeats a run does not want to publish it again.
+        """
         shown = set(self.given)
         for dataclass_type in self.dataclass_types:
-            if not issubclass(dataclass_type, TrainingArguments):
-                shown |= {f.name for f in fields(dataclass_type)}
+            names = {f.name for f in fields(dataclass_type)}
+            if issubclass(dataclass_type, HubArguments):
+                shown -= names
+            elif not issubclass(dataclass_type, TrainingArguments):
+                shown |= names
         return {
             name: value
             for name, value in sorted(self.values.items())

@@ -18,7 +18,6 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from tqdm.auto import tqdm
 from transformers import (
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     DataCollatorForSeq2Seq,
     GenerationConfig,
     PreTrainedModel,
@@ -31,7 +30,7 @@ from agr_trl.acceptance import words
 from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
 from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
-from agr_trl.retriever import load_config, resolve_model_name
+from agr_trl.retriever import load_config, load_tokenizer, resolve_model_name
 from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout
 from agr_trl.small_models import build_small_t5
 
@@ -60,7 +59,7 @@ def load_generator(
     model = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32)
     if is_adapter:
         model = PeftModel.from_pretrained(model, name_or_path, is_trainable=True)
-    return model, AutoTokenizer.from_pretrained(name_or_path if is_adapter else path)
+    return model, load_tokenizer(name_or_path if is_adapter else path)
 
 
 def _adapter_base(folder: Path) -> str:
@@ -97,9 +96,22 @@ def save_merged_generator(source: Path, target: Path) -> None:
     """Write the generator at `source` as a full model that needs no base model beside it."""
     model, tokenizer = load_generator(str(source))
     if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
+        model = _merged(model)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+
+
+def _merged(adapter: PeftModel) -> PreTrainedModel:
+    """Return the model below an adapter with the adapter's weights added to its own.
+
+    PEFT calls the head untied when it shares no weight with the encoder's embeddings. T5Gemma's
+    shares the decoder's: saved as untied it would be left out, and come back random.
+    """
+    model = adapter.merge_and_unload()
+    head = model.get_output_embeddings().weight
+    if sum(each is head for _, each in model.named_parameters(remove_duplicate=False)) > 1:
+        model.config.tie_word_embeddings = True
+    return model
 
 
 # --- Supervised warm-up -------------------------------------------------------------------------
@@ -112,7 +124,7 @@ def new_or_loaded_generator(
     if args.generator_name_or_path != "new":
         model, tokenizer = load_generator(args.generator_name_or_path)
         if isinstance(model, PeftModel):
-            model = model.merge_and_unload()
+            model = _merged(model)
         return model, tokenizer
     texts = [*dataset.prompts()["prompt"], *dataset.queries["query"]]
     return build_small_t5(

@@ -24,9 +24,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 from transformers import TrainingArguments
 
+from agr_trl.config import HubArguments
 from agr_trl.errors import UserError
 from agr_trl.generator import ADAPTER_CONFIG, save_merged_generator
 from agr_trl.model_cards import (
+    CURVES_FILE,
     RunRecord,
     generator_card,
     hub_name,
@@ -47,8 +49,8 @@ NEVER_PUSHED = (
     *("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "trainer_state.json"),
     *("README.md", ".*", "*.tmp"),
 )
-MODEL_FILES = ("*.json", "*.safetensors", "*.parquet")  # replaced as a whole by each upload
-TEXT_FILES = (".json", ".md", ".txt", ".yaml", ".jinja")
+MODEL_FILES = ("*.json", "*.safetensors", "*.parquet", CURVES_FILE)  # replaced by each upload
+TEXT_FILES = (".json", ".md", ".txt", ".yaml", ".jinja", ".svg")
 ATTEMPTS = 4
 PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 
@@ -56,19 +58,28 @@ PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 # --- What recipes call --------------------------------------------------------------------------
 
 
-def take_hub_settings(args: TrainingArguments) -> bool:
+def take_hub_settings(args: TrainingArguments | HubArguments) -> bool:
     """Return whether `push_to_hub` was asked for, and switch off the Trainer's own pushes.
 
-    Trainer would push every checkpoint with its `training_args.bin`; the recipes push the exported
-    model once, at the end. Raises `UserError` when no repository, or an impossible one, is named.
+    Trainer would push every checkpoint with its `training_args.bin`; the recipes push what they
+    have made once, at the end. Raises `UserError` when no repository, or an impossible one, is
+    named, or nobody is logged in.
     """
-    wanted = args.push_to_hub
-    if wanted and not args.hub_model_id:
+    if not args.push_to_hub:
+        return False
+    repo_id: str | None = args.hub_model_id
+    if not repo_id:
         raise UserError("`push_to_hub` needs `--hub_model_id user/name`")
-    if wanted:
-        _check_name(args.hub_model_id)
+    if isinstance(args, HubArguments):
+        names, token = [*_run_names(repo_id).values()], get_token()
+    else:
+        names, token = [repo_id], args.hub_token or get_token()
+    for name in names:
+        _check_name(name)
+    if not token:
+        raise UserError("`push_to_hub`: nobody is logged in at the Hub; run `hf auth login` first")
     args.push_to_hub = False
-    return wanted
+    return True
 
 
 def publish_folder(folder: Path, args: TrainingArguments) -> None:
@@ -91,13 +102,15 @@ def publish_folder(folder: Path, args: TrainingArguments) -> None:
         metrics_file = repository.source.parent / "metrics.json"
         metrics = read_json(metrics_file) if metrics_file.is_file() else {}
         record = RunRecord(repository.source, {"dev": metrics.get("dev") or {}})
-        if base is not None:
-            card = generator_card(args.hub_model_id, record, 0, "unknown", (base, "main"))
-        elif read_json(folder / "config.json").get("is_encoder_decoder"):
-            card = generator_card(args.hub_model_id, record, 0, "unknown")
+        config = {} if base is not None else read_json(folder / "config.json")
+        is_generator = bool(base or config.get("is_encoder_decoder"))
+        if is_generator:
+            below = None if base is None else (base, "main")
+            card = generator_card(args.hub_model_id, record, 0, "unknown", below)
         else:
             card = retriever_card(args.hub_model_id, record, 0, "unknown")
-        repository.commit(files | {"README.md": card.encode()}, f"agr_trl: {record.folder.name}")
+        files |= _card_files(card, record, "generator" if is_generator else "retriever")
+        repository.commit(files, f"agr_trl: {record.folder.name}")
     logger.info("published %s as %s", record.folder, args.hub_model_id)
 
 
@@ -119,7 +132,7 @@ def publish_run(
     """
     if not is_main_process():
         return []
-    names = {kind: f"{repo_id}-{kind}" for kind in ("retriever", "generator", "queries")}
+    names = _run_names(repo_id)
     for name in names.values():
         _check_name(name)
     run = read_run(run_folder)
@@ -154,7 +167,8 @@ def _push_retrievers(repository: "_Repository", run: RunRecord, licence: str) ->
         files = _model_files((run.folder if is_best else run.round_folder(number)) / "retriever")
         weight = run.metrics["rounds"][number]["dev"].get("blend_weight")
         files["config.json"] = _json_with(files["config.json"], blend_weight=weight)
-        files["README.md"] = retriever_card(repository.repo_id, run, number, licence).encode()
+        card = retriever_card(repository.repo_id, run, number, licence)
+        files |= _card_files(card, run, "retriever")
         repository.commit_round(files, number, is_best)
 
 
@@ -180,7 +194,8 @@ def _push_generators(repository: "_Repository", run: RunRecord, merged: bool, li
                     files[ADAPTER_CONFIG], base_model_name_or_path=base[0], revision=base[1]
                 )
             card = generator_card(repository.repo_id, run, number, licence, base)
-            oid = repository.commit_round(files | {"README.md": card.encode()}, number, is_best)
+            files |= _card_files(card, run, "generator")
+            oid = repository.commit_round(files, number, is_best)
         warm_up = oid if not number else warm_up
 
 
@@ -206,6 +221,14 @@ def _push_queries(repository: "_Repository", run: RunRecord, licence: str) -> No
         card = queries_card(repository.repo_id, run, licence)
         files: Files = {"data/train.parquet": file, "README.md": card.encode()}
         repository.commit_round(files, run.best_round, is_best=True)
+
+
+def _card_files(card: str, run: RunRecord, kind: str) -> Files:
+    """Return a card, and the picture that it shows where there is one."""
+    files: Files = {"README.md": card.encode()}
+    if kind in run.curves:
+        files[CURVES_FILE] = run.curves[kind].encode()
+    return files
 
 
 def _model_files(folder: Path) -> Files:
@@ -321,6 +344,11 @@ class _Repository:
             for name, text in private.items():
                 if text and text.encode() in content:
                     raise UserError(f"`{path}` of `{self.repo_id}` holds {name}; nothing was sent")
+
+
+def _run_names(repo_id: str) -> dict[str, str]:
+    """Return the names of a run's repositories by what they hold."""
+    return {kind: f"{repo_id}-{kind}" for kind in ("retriever", "generator", "queries")}
 
 
 def _check_name(repo_id: str) -> None:

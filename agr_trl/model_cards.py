@@ -1,12 +1,13 @@
 """Cards of what a run publishes: its retriever, its generator, its accepted queries.
 
+A card cannot hold inline SVG, so its training curves are a file beside it, `RunRecord.curves`.
 A card's numbers are read from the run's own files. Every text that comes from data is escaped, so
 that no product or query can change how a card reads; machine paths and Hub settings are left out.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from huggingface_hub.utils import validate_repo_id
 from markupsafe import Markup
 
 from agr_trl import report_text
+from agr_trl.charts import Chart, round_charts, training_charts
 from agr_trl.errors import UserError
 from agr_trl.report import (
     before_and_after,
+    page_environment,
     read_if_there,
+    read_round,
     round_rows,
     template_environment,
 )
@@ -43,6 +47,9 @@ GENERATOR_KEYS = {
     "distinct_2": "distinct pairs of words",
 }
 SAMPLED_QUERIES = 8
+CURVES_FILE = "training_curves.svg"
+PANEL, GAP, MARGIN = 320, 28, 20  # of the panels of a picture, side by side
+PICTURE_HEIGHT = 272
 _MARKUP = re.compile(r"[\\`*_{}\[\]<>#+!|~&:@$^\"]|(?<=www)\.", re.IGNORECASE)
 
 
@@ -101,6 +108,25 @@ class RunRecord:
         return pd.concat(parts, ignore_index=True).drop(
             columns=["accepted", "reason", "product_index", "prompt"], errors="ignore"
         )
+
+    @cached_property
+    def curves(self) -> dict[str, str]:
+        """Pictures as SVG: `retriever` over rounds, `generator` over steps; only what was logged.
+
+        A single stage keeps its log beside the model folder.
+        """
+        if self.metrics.get("rounds"):
+            rounds = round_rows(self.metrics)
+            logs = {row["number"]: read_round(self.folder, row)[0] for row in rounds}
+            charts = {
+                "retriever": round_charts(self.metrics["dev_metric"], rounds),
+                "generator": training_charts(logs),
+            }
+        else:
+            log = read_if_there(self.folder.parent / "generator_log.json")
+            steps = [replace(chart, borders=[]) for chart in training_charts({1: log})]
+            charts = {"generator": steps}
+        return {name: curves_picture(panels) for name, panels in charts.items() if panels}
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -163,7 +189,12 @@ def retriever_card(repo_id: str, run: RunRecord, number: int, licence: str) -> s
         or None,
     )
     blend_weight = run.measured(number)["dev"].get("blend_weight")
-    return _card(data, "retriever_card.md.j2", repo_id, run, number, blend_weight=blend_weight)
+    curves = CURVES_FILE if "retriever" in run.curves else None
+    return _card(
+        *(data, "retriever_card.md.j2", repo_id, run, number),
+        blend_weight=blend_weight,
+        curves=curves,
+    )
 
 
 def generator_card(
@@ -199,6 +230,7 @@ def generator_card(
         run,
         number,
         base=base and tuple(map(Markup, base)),
+        curves=CURVES_FILE if "generator" in run.curves else None,
         max_prompt_tokens=int(settings.get("max_prompt_tokens", 128)),
         max_query_tokens=int(settings.get("max_query_tokens", 16)),
     )
@@ -214,6 +246,20 @@ def queries_card(repo_id: str, run: RunRecord, licence: str) -> str:
         configs=[{"config_name": "default", "data_files": "data/train.parquet"}],
     )
     return _card(data, "queries_card.md.j2", repo_id, run, run.best_round)
+
+
+def curves_picture(charts: Sequence[Chart]) -> str:
+    """Return charts side by side as one SVG file that needs no style from around it."""
+    panels = [(chart, MARGIN + place * (PANEL + GAP)) for place, chart in enumerate(charts)]
+    return (
+        page_environment()
+        .get_template("curves.svg.j2")
+        .render(
+            panels=panels,
+            width=2 * MARGIN + len(charts) * (PANEL + GAP) - GAP,
+            height=PICTURE_HEIGHT,
+        )
+    )
 
 
 def hub_name(name_or_path: str | None) -> str | None:

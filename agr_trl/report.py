@@ -87,13 +87,9 @@ def report_content(run_folder: Path) -> dict[str, Any]:
     reasons = report_text.reason_words(config.get("reward") or {})
     samples, logs = {}, {}
     for this in rounds:
-        folder = run_folder / f"round_{this['number']:02d}"
-        logs[this["number"]] = read_if_there(folder / "generator_log.json")
-        if (folder / "queries.parquet").is_file():
-            queries = pd.read_parquet(folder / "queries.parquet")
+        logs[this["number"]], queries = read_round(run_folder, this)
+        if queries is not None:
             samples[this["number"]] = sample_rows(queries, reasons)
-            if len(queries) and "probability_after" in queries:
-                this["queries"]["mean_probability_after"] = queries["probability_after"].mean()
     config_file = shown_path(run_folder / "config.yaml")
     return {
         "name": run_folder.resolve().name,
@@ -175,6 +171,20 @@ def round_rows(metrics: Metrics) -> list[dict[str, Any]]:
         if is_kept:
             bar = value
     return rows
+
+
+def read_round(run_folder: Path, row: dict[str, Any]) -> tuple[Any, pd.DataFrame | None]:
+    """Return what a round's generator logged, and its queries where they are there.
+
+    The round's `row` is given R's mean p after training, which only the queries know.
+    """
+    folder = run_folder / f"round_{row['number']:02d}"
+    queries = None
+    if (folder / "queries.parquet").is_file():
+        queries = pd.read_parquet(folder / "queries.parquet")
+        if len(queries) and "probability_after" in queries:
+            row["queries"]["mean_probability_after"] = queries["probability_after"].mean()
+    return read_if_there(folder / "generator_log.json"), queries
 
 
 def sample_rows(queries: pd.DataFrame, reasons: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from agr_trl.config import RetrieverArguments
 from agr_trl.errors import UserError
@@ -73,7 +74,7 @@ class Retriever:
         )
         if labels == 2:
             model = _one_logit_model(model)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = load_tokenizer(path)
         limit = _position_limit(model)
         if max_pair_tokens and max_pair_tokens > limit:
             raise UserError(
@@ -141,10 +142,40 @@ class Retriever:
     def save(self, path: Path) -> None:
         """Write a plain classifier that AutoModel and sentence-transformers' CrossEncoder load."""
         self.tokenizer.model_max_length = self.max_pair_tokens
-        if isinstance(self.model, PeftModel):
-            self.model = self.model.merge_and_unload()
+        self._merge_adapter()
         _as_relevance_model(self.model).save_pretrained(path)
         self.tokenizer.save_pretrained(path)
+
+    def save_onnx(self, file: str | Path) -> None:
+        """Write the model as one ONNX file, which scores without PyTorch.
+
+        Its inputs are what the tokenizer returns for a padded batch, each (N, T) int64; its output
+        `logits`, (N, 1) float32, holds the log-odds of "relevant". Raises `UserError` without
+        the packages of the `onnx` extra.
+        """
+        if any(find_spec(name) is None for name in ("onnx", "onnxscript")):
+            raise UserError("an ONNX file needs more packages; run `pip install onnx onnxscript`")
+        self._merge_adapter()
+        batch = self.tokenizer(["a", "b c"], ["d e", "f"], padding=True, return_tensors="pt")
+        free = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            torch.onnx.export(
+                self.model,
+                f=file,
+                kwargs=dict(batch.to(self.model.device)),
+                output_names=["logits"],
+                dynamic_shapes={name: free for name in batch},
+                external_data=False,
+                verbose=False,
+            )
+        finally:
+            self.model.train(was_training)
+
+    def _merge_adapter(self) -> None:
+        if isinstance(self.model, PeftModel):
+            self.model = self.model.merge_and_unload()
 
 
 def resolve_model_name(name_or_path: str) -> str:
@@ -172,6 +203,23 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(name_or_path)
     except OSError as error:
         raise UserError(f"cannot load model `{name_or_path}`: {error}") from error
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """Read a model's tokenizer; raises `UserError` where that needs a package that is missing.
+
+    mT5, T5 v1.1 and DeBERTa-v3 are published with a SentencePiece file alone. Without the packages
+    that read it transformers takes it for a tiktoken file, and asks for tiktoken.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except ValueError as error:
+        if is_sentencepiece_available() and is_protobuf_available():
+            raise
+        raise UserError(
+            f"cannot load the tokenizer of `{name_or_path}`; if it is a SentencePiece file, run "
+            "`pip install sentencepiece protobuf`"
+        ) from error
 
 
 def load_retriever(args: RetrieverArguments, catalogue: Sequence[str]) -> Retriever:

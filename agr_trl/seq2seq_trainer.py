@@ -235,6 +235,9 @@ def _check_model(
     """Raise `ValueError` for models that cannot be trained here, or not with these lengths."""
     if not model.config.is_encoder_decoder:
         raise ValueError(f"{type(model).__name__} is no encoder-decoder; use TRL's own trainer")
+    if model.config.model_type == "prophetnet":
+        # It asks its config for the rate in each forward pass, past what `disable_dropout` sets.
+        raise ValueError("ProphetNet's dropout cannot be switched off; use T5, BART or their kin")
     if "t5" in model.config.model_type and (args.fp16 or model.dtype == torch.float16):
         raise ValueError("T5 overflows in fp16; set `fp16: false` and use bf16 or fp32")
     positions = model.config.to_dict().get("max_position_embeddings")

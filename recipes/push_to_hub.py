@@ -1,11 +1,12 @@
 """Publish a finished run on the Hugging Face Hub: retriever, generator and accepted queries.
 
-    python recipes/push_to_hub.py --run_dir runs/demo --repo_id user/name --private
+    python recipes/push_to_hub.py runs/demo --repo_id user/name --private
 
 Makes `user/name-retriever`, `user/name-generator` and the data set `user/name-queries`. Log in
 first with `hf auth login`.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,11 @@ from agr_trl.runtime import run_recipe, start
 
 @dataclass
 class ScriptArguments:
-    run_dir: str = field(metadata={"help": "Folder of a finished run of train_adversarial.py"})
+    run_dir: str = field(
+        metadata={
+            "help": "Folder of a finished run of train_adversarial.py; may also stand first, bare"
+        }
+    )
     repo_id: str = field(default="", metadata={"help": "user/name, the beginning of three names"})
     private: bool = field(
         default=False, metadata={"help": "New repositories are private, public ones refused"}
@@ -35,7 +40,10 @@ SECTIONS = {"": (ScriptArguments,)}
 
 
 def main() -> None:
-    recipe = parse_recipe(SECTIONS, __file__)
+    words = sys.argv[1:]
+    if words and not words[0].startswith("-"):
+        words = [f"--run_dir={words[0]}", *words[1:]]
+    recipe = parse_recipe(SECTIONS, __file__, words)
     start(recipe[""].values["seed"])
     (args,) = recipe[""].build()
     if not args.repo_id:

@@ -9,6 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    LongT5Config,
+    LongT5ForConditionalGeneration,
     MBartConfig,
     MBartForConditionalGeneration,
     MT5Config,
@@ -54,6 +56,18 @@ def _t5(config_class: Any, model_class: Any, **options: Any) -> PreTrainedModel:
     return model_class(config)
 
 
+def _long_t5(attention: str) -> PreTrainedModel:
+    return _t5(
+        LongT5Config,
+        LongT5ForConditionalGeneration,
+        encoder_attention_type=attention,
+        local_radius=3,
+        global_block_size=4,
+        tie_word_embeddings=False,
+        initializer_factor=0.3,
+    )
+
+
 def _bart(config_class: Any, model_class: Any, **options: Any) -> PreTrainedModel:
     sides = {"layers": 2, "attention_heads": 2, "ffn_dim": 32, "layerdrop": 0.3}
     sizes = {f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in sides.items()}
@@ -97,13 +111,15 @@ def _t5gemma() -> PreTrainedModel:
 
 FAMILIES = {
     "t5": lambda: _t5(T5Config, T5ForConditionalGeneration, initializer_factor=0.5),
-    "t5-untied": lambda: _t5(
+    "flan-t5": lambda: _t5(
         T5Config,
         T5ForConditionalGeneration,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
         initializer_factor=0.4,
     ),
+    "longt5-local": lambda: _long_t5("local"),
+    "longt5-global": lambda: _long_t5("transient-global"),
     "mt5": lambda: _t5(MT5Config, MT5ForConditionalGeneration, initializer_factor=0.4),
     "bart": lambda: _bart(BartConfig, BartForConditionalGeneration, decoder_start_token_id=EOS),
     "mbart": lambda: _bart(MBartConfig, MBartForConditionalGeneration),
@@ -114,6 +130,24 @@ FAMILIES = {
 def build_model(family: str, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     return FAMILIES[family]()
+
+
+def build_byt5(seed: int = 0) -> PreTrainedModel:
+    """Return a T5 over bytes: 3 special ids, 256 bytes and 125 extra ids."""
+    torch.manual_seed(seed)
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=384,
+            d_model=16,
+            d_kv=8,
+            d_ff=32,
+            num_layers=1,
+            num_heads=2,
+            decoder_start_token_id=PAD,
+            tie_word_embeddings=False,
+            initializer_factor=0.4,
+        )
+    )
 
 
 def share_of_odd_tokens(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:

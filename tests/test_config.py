@@ -132,7 +132,7 @@ def test_a_dictionary_goes_to_the_library_that_reads_it(tmp_path):
         ("output_dir: out\nstage: {weights: []}", [], "expected at least one argument"),
         ("output_dir: out\nstage: {kind: three}", [], "invalid choice: 'three'"),
         ("output_dir: out\nstage: {switch: maybe}", [], "got maybe"),
-        ("output_dir: out\nstage: {seed: 1}", [], "use `--seed`, which all stages share"),
+        ("output_dir: out\nstage: {seed: 1}", [], "use `--seed`, for the whole job"),
         ("output_dir: out", ["--stage.output-dir", "x"], "`stage.output_dir` cannot be set"),
         ("seed: 1", [], "required: --output_dir"),
         ("- a", [], "holds a list"),

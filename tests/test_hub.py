@@ -3,9 +3,12 @@
 import hashlib
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -15,10 +18,19 @@ import yaml
 from hub_server import TOKEN, hub_server
 from huggingface_hub import ModelCard
 from scipy.special import expit
-from toy_runs import RECIPES, run_main, subprocess_environment, write_beir, write_loop_config
+from toy_runs import (
+    RECIPES,
+    ROOT,
+    load_recipe,
+    run_main,
+    subprocess_environment,
+    write_beir,
+    write_loop_config,
+)
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainingArguments
 
 from agr_trl import Retriever
+from agr_trl.config import HubArguments, parse_recipe
 from agr_trl.errors import UserError
 from agr_trl.hub import publish_run, take_hub_settings
 from agr_trl.model_cards import (
@@ -81,7 +93,7 @@ def pushed(finished, hub, tmp_path_factory):
     """What recipes/push_to_hub.py printed."""
     before = contents(finished)
     home = tmp_path_factory.mktemp("pusher")
-    words = [RECIPES / "push_to_hub.py", "--run_dir", finished, "--repo_id=user/toy", "--private"]
+    words = [RECIPES / "push_to_hub.py", finished, "--repo_id=user/toy", "--private"]
     result = client(hub, home, *words, "--licence=apache-2.0")
     assert result.returncode == 0, result.stderr[-3000:]
     assert contents(finished) == before
@@ -144,7 +156,7 @@ def test_nothing_secret_and_no_machine_path_is_uploaded(pushed, hub, finished):
     assert names == {
         ".gitattributes", "README.md", "config.json", "model.safetensors", "tokenizer.json",
         "tokenizer_config.json", "generation_config.json", "adapter_config.json",
-        "adapter_model.safetensors", "train.parquet",
+        "adapter_model.safetensors", "train.parquet", "training_curves.svg",
     }  # fmt: skip
 
 
@@ -186,6 +198,52 @@ def test_queries_are_the_accepted_ones_of_all_rounds(pushed, hub, finished, tmp_
         "product_id", "document", "title", "query", "round", "round_kept", "probability",
         "relevance", "probability_after",
     }  # fmt: skip
+
+
+def test_the_loop_keeps_hub_settings_out_of_its_results(tmp_path):
+    module = load_recipe("train_adversarial")
+    words = ["--push_to_hub", "--hub_model_id=user/toy", "--hub_private_repo"]
+    recipe = parse_recipe(module.SECTIONS, module.__file__, words)
+    assert recipe[""].build()[-1] == HubArguments(True, "user/toy", True)
+    # A rerun with other ones resumes, and who repeats the run does not publish it.
+    assert recipe.resolved() == parse_recipe(module.SECTIONS, module.__file__, []).resolved()
+    with pytest.raises(UserError, match=r"`retriever.push_to_hub` cannot be set for one stage"):
+        parse_recipe(module.SECTIONS, module.__file__, ["--retriever.push_to_hub"])
+
+
+@pytest.mark.slow
+def test_the_loop_publishes_its_run_once_it_has_ended(finished, hub, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    words = [RECIPES / "train_adversarial.py", "--config", finished.parent / "run.yaml"]
+    words += ["--output_dir", run, "--push_to_hub", "--hub_model_id=user/loop"]
+    words += ["--hub_private_repo"]
+    before = contents(run)
+    failed = client(hub, tmp_path, *words, token="hf_wrong")
+    assert failed.returncode == 2
+    assert "report: " in failed.stdout  # the run itself has ended well
+    error = failed.stderr.strip().splitlines()[-1]
+    assert "the Hub answered 401" in error and "hf_wrong" not in failed.stderr
+    assert contents(run) == before
+    assert ("model", "user/loop-retriever") not in hub.repositories
+
+    command = re.search(r"push again with `python (.*)`$", error)[1]
+    script, *rest = shlex.split(command)
+    again = client(hub, tmp_path, ROOT / script, *rest)
+    assert again.returncode == 0, again.stderr[-3000:]
+    # The same by the recipe, now that the token is right.
+    pushed = client(hub, tmp_path, *words[:-2], "--hub_model_id=user/loop2")
+    assert pushed.returncode == 0, pushed.stderr[-3000:]
+    assert pushed.stdout.strip().splitlines()[-3:] == [
+        f"{hub.url}/user/loop2-retriever",
+        f"{hub.url}/user/loop2-generator",
+        f"{hub.url}/datasets/user/loop2-queries",
+    ]
+    assert contents(run) == before
+    for name, private in {"loop": True, "loop2": False}.items():
+        repository = hub.model(f"user/{name}-retriever")
+        ours = (run / "retriever/model.safetensors").read_bytes()
+        assert repository.files()["model.safetensors"] == ours
+        assert repository.private == private
 
 
 # --- What others get ----------------------------------------------------------------------------
@@ -247,6 +305,58 @@ def test_the_card_has_the_numbers_of_the_run(used, hub, finished):
     assert "dataset_path: secret_beir" in card.text
 
 
+def test_a_card_shows_the_curves_of_the_run(pushed, hub, finished):
+    rounds = read_json(finished / "metrics.json")["rounds"]
+    logs = [read_json(finished / f"round_0{n}/generator_log.json") for n in (1, 2)]
+    steps = [entry for log in logs for entry in log if "reward" in entry]
+    rewards = ("rewards/retriever_loss/mean", "rewards/relevance/mean", "rewards/accepted/mean")
+    expected = {
+        "user/toy-retriever": {
+            "nDCG@10 (judged pool) on dev": [[this["dev"]["judged/ndcg@10"] for this in rounds]],
+            "Accepted": [[this["queries"]["acceptance_rate"] for this in rounds]],
+        },
+        "user/toy-generator": {
+            "Rewards": [[entry[name] for entry in steps] for name in rewards],
+            "KL": [[entry["kl"] for entry in steps]],
+            "Entropy": [[entry["entropy"] for entry in steps]],
+        },
+    }
+    for name, panels in expected.items():
+        for revision in ("main", "round-0", "round-1"):
+            files = hub.model(name).files(revision)
+            assert "](training_curves.svg)" in files["README.md"].decode()
+            drawn = drawn_values(files["training_curves.svg"])
+            for title, lines in panels.items():
+                for line, values in zip(drawn[title], lines, strict=True):
+                    assert line == pytest.approx(values, abs=2e-3 * max(1, *map(abs, values)))
+    picture = hub.model("user/toy-retriever").files()["training_curves.svg"].decode()
+    for this in rounds:
+        assert f">{this['dev']['judged/ndcg@10']:.3f}</text>" in picture
+
+
+def drawn_values(picture):
+    """Read a picture: title of each panel -> the values of its lines, by the ticks of its axis."""
+    space = "{http://www.w3.org/2000/svg}"
+    root = ElementTree.fromstring(picture)
+    assert root.tag == f"{space}svg" and root.get("viewBox")
+    assert not list(root.iter(f"{space}script")) and b"http://" not in picture[60:]
+    values = {}
+    for panel in root.findall(f"{space}g"):
+        marks = panel.find(f"{space}g")
+        ticks = [tick for tick in marks.iter(f"{space}text") if tick.get("text-anchor") == "end"]
+        (low, at_low), (high, at_high) = (
+            (float(tick.text), float(tick.get("y")) - 4) for tick in (ticks[0], ticks[-1])
+        )
+        values[panel.find(f"{space}text").text] = [
+            [
+                low + (float(point.split()[1]) - at_low) / (at_high - at_low) * (high - low)
+                for point in re.split("[ML]", line.get("d"))[1:]
+            ]
+            for line in marks.findall(f"{space}path")
+        ]
+    return values
+
+
 @pytest.mark.slow
 def test_a_merged_generator_replaces_the_adapter_in_every_round(faults):
     full = {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json"}
@@ -262,6 +372,10 @@ def test_a_stage_is_published_as_a_model_that_loads_alone(faults):
     retriever, generator = faults["stage_retriever"], faults["stage_generator"]
     assert "model.safetensors" in retriever["files"] and "README.md" in retriever["files"]
     assert 'CrossEncoder("user/stage_retriever")' in retriever["card"]
+    assert "training_curves.svg" not in retriever["files"]  # a stage has no rounds
+    assert "training_curves" not in retriever["card"]
+    assert "training_curves.svg" in generator["files"]
+    assert "](training_curves.svg)" in generator["card"]
     assert "model.safetensors" in generator["files"]  # its adapter's base is on this machine only
     assert "adapter_config.json" not in generator["files"]
     assert 'AutoModelForSeq2SeqLM.from_pretrained("user/stage_generator")' in generator["card"]
@@ -316,10 +430,27 @@ def test_an_invalid_name_fails_before_the_network(finished, name):
     with pytest.raises(UserError, match="is no name for a repository"):
         publish_run(finished, name and f"{name}")
     if name:
-        with pytest.raises(UserError, match="is no name for a repository"):
-            take_hub_settings(
-                TrainingArguments(push_to_hub=True, hub_model_id=name, report_to="none")
-            )
+        for args in (
+            TrainingArguments(push_to_hub=True, hub_model_id=name, report_to="none"),
+            HubArguments(push_to_hub=True, hub_model_id=name),
+        ):
+            with pytest.raises(UserError, match="is no name for a repository"):
+                take_hub_settings(args)
+
+
+def test_who_is_not_logged_in_hears_of_it_before_the_training(monkeypatch):
+    monkeypatch.setattr("agr_trl.hub.get_token", lambda: None)
+    with pytest.raises(UserError, match=r"needs `--hub_model_id user/name`"):
+        take_hub_settings(HubArguments(push_to_hub=True))
+    args = HubArguments(push_to_hub=True, hub_model_id="user/toy")
+    with pytest.raises(UserError, match="nobody is logged in"):
+        take_hub_settings(args)
+    # 90 letters are a name, but not with what stands for each of the three repositories.
+    with pytest.raises(UserError, match="is no name for a repository"):
+        take_hub_settings(HubArguments(push_to_hub=True, hub_model_id="user/" + "x" * 90))
+    assert not take_hub_settings(HubArguments())
+    monkeypatch.setattr("agr_trl.hub.get_token", lambda: "hf_x")
+    assert take_hub_settings(args)
 
 
 def test_only_a_finished_run_is_published(tmp_path, finished):

