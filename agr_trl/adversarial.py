@@ -111,6 +111,7 @@ class AdversarialRun:
         self.seed: int = self.run_args.seed
         self.times: dict[str, float] = {}
         self.start = start or self.folder
+        self.scores_again = True  # whether R's probability after training is kept with each query
         self.dataset = load_dataset(self.data_args) if dataset is None else dataset
         self._check_dev_metric()
 
@@ -401,7 +402,9 @@ class AdversarialRun:
         folder = self.round_folder(number)
         retriever = Retriever.from_pretrained(str(folder / "retriever")).to_device()
         has_queries = (folder / QUERIES_FILE).is_file()
-        audit = self._audit(folder / QUERIES_FILE, retriever) if has_queries else {}
+        if has_queries and self.scores_again:
+            self._score_again(folder / QUERIES_FILE, retriever)
+        audit = self._query_metrics(pd.read_parquet(folder / QUERIES_FILE)) if has_queries else {}
         dev = self.evaluate(retriever.score, "dev")
         best = self.best_round(number)
         value = dev[self.loop.dev_metric]
@@ -423,14 +426,13 @@ class AdversarialRun:
         }
         write_json(target, metrics)
 
-    def _audit(self, file: Path, retriever: Retriever) -> dict[str, Any]:
-        """Add the new retriever's probability to the round's queries; return numbers on them."""
+    def _score_again(self, file: Path, retriever: Retriever) -> None:
+        """Add the new retriever's probability to the round's queries."""
         queries = pd.read_parquet(file)
         after = expit(retriever.score(queries["query"].tolist(), queries["document"].tolist()))
         partial = file.with_name(f"{file.name}.partial")
         queries.assign(probability_after=after).to_parquet(partial)
         partial.replace(file)
-        return self._query_metrics(queries)
 
     def _query_metrics(self, queries: pd.DataFrame) -> dict[str, Any]:
         """Audit of a round's queries: all, accepted, why not, and how hard they were."""
