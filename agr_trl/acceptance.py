@@ -73,7 +73,8 @@ class AcceptanceFilter:
     whole title, if that has more than three words; `unknown_word` (with `known_words_only`): a
     word outside `vocabulary`, as a small generator makes up from pieces; `low_relevance`: S below
     `min_relevance`; `round_trip`: the product is not among BM25's top `round_trip_top_k` for the
-    query (off at 0); `duplicate`: the same query for the same product was accepted before. Raises
+    query (off at 0); `duplicate`: the same query for the same product was accepted before;
+    `overused`: it was accepted for `max_products_per_query` others before (off at 0). Raises
     `UserError` for a round trip without an index and for known words without a vocabulary.
     """
 
@@ -97,6 +98,8 @@ class AcceptanceFilter:
         """Return one reason a query ('' when accepted); inputs are aligned, S of shape (N,)."""
         returned = self._returns(queries, product_indices)
         seen: set[tuple[str, int]] = set()
+        uses: Counter[str] = Counter()
+        most = self.settings.max_products_per_query or len(queries)
         reasons = []
         for row, (query, title) in enumerate(zip(queries, titles, strict=True)):
             query_words = words(query)
@@ -110,8 +113,11 @@ class AcceptanceFilter:
                 reason = "round_trip"
             if not reason and key in seen:
                 reason = "duplicate"
+            if not reason and uses[key[0]] >= most:
+                reason = "overused"
             if not reason:
                 seen.add(key)
+                uses[key[0]] += 1
             reasons.append(reason)
         return reasons
 

@@ -261,6 +261,12 @@ class RewardArguments:
             "help": "The product must be in BM25's top k for its query to be accepted; 0: no check"
         },
     )
+    max_products_per_query: int = field(
+        default=0,
+        metadata={
+            "help": "Of the products of one draw so many may have the same query accepted; 0: all"
+        },
+    )
 
     def __post_init__(self) -> None:
         _check_ranges(
@@ -270,6 +276,7 @@ class RewardArguments:
             band_high=(self.band_low, 0.99),
             min_relevance=(0, 1),
             round_trip_top_k=(0, inf),
+            max_products_per_query=(0, inf),
             loss_reward_negatives=(0, inf),
         )
         if self.loss_reward_negatives and self.loss_reward != "disagreement":

@@ -57,6 +57,7 @@ def reason_words(reward: Mapping[str, Any]) -> dict[str, str]:
         "low_relevance": f"off topic: S below {number(reward.get('min_relevance'), 2)}",
         "round_trip": f"not found again in BM25's top {reward.get('round_trip_top_k', 'k')}",
         "duplicate": "already accepted for this product",
+        "overused": f"accepted for {reward.get('max_products_per_query', 'enough')} other products",
     }
 
 

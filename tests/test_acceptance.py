@@ -77,6 +77,13 @@ def test_a_pair_is_accepted_once():
     assert got == ["low_relevance", "", "", "duplicate"]
 
 
+def test_a_query_is_accepted_for_so_many_products():
+    queries = ["chair", "chair", "Chair", "chair", "red chair"]
+    got = reasons(queries, [0, 0, 1, 3, 3], max_products_per_query=2)
+    assert got == ["", "duplicate", "", "overused", ""]
+    assert reasons(queries, [0, 0, 1, 3, 3]) == ["", "duplicate", "", "", ""]
+
+
 def test_the_first_rule_names_the_reason():
     got = reasons(["", "lamp lamp", "lamp"], [0] * 3, [0.0] * 3, round_trip_top_k=1)
     assert got == ["blank", "broken", "low_relevance"]
