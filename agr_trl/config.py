@@ -607,15 +607,21 @@ class Recipe:
 
 
 def parse_recipe(
-    sections: dict[str, Sequence[type]], recipe_file: str, argv: Sequence[str] | None = None
+    sections: dict[str, Sequence[type]],
+    recipe_file: str,
+    argv: Sequence[str] | None = None,
+    first_word: str | None = None,
 ) -> Recipe:
     """Read `--config FILE.yaml` (or the recipe's demo YAML) and the command line into stages.
 
     `sections` maps a section name to its dataclasses; the key "" holds flat settings. Settings of a
     section are written `section:` in YAML and `--section.name value` on the command line. Unknown
-    keys, abbreviations and bad types raise `UserError` before anything else happens.
+    keys, abbreviations and bad types raise `UserError` before anything else happens. With
+    `first_word` a bare word that stands first is the value of that flat setting.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if first_word and arguments and not arguments[0].startswith("-"):
+        arguments[0] = f"--{first_word}={arguments[0]}"
     parsers = {name: _RecipeParser(types, name) for name, types in sections.items()}
     if "--help" in arguments or "-h" in arguments:
         _print_help(parsers, recipe_file)

@@ -6,7 +6,6 @@ Makes `user/name-retriever`, `user/name-generator` and the data set `user/name-q
 first with `hf auth login`.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,10 +39,7 @@ SECTIONS = {"": (ScriptArguments,)}
 
 
 def main() -> None:
-    words = sys.argv[1:]
-    if words and not words[0].startswith("-"):
-        words = [f"--run_dir={words[0]}", *words[1:]]
-    recipe = parse_recipe(SECTIONS, __file__, words)
+    recipe = parse_recipe(SECTIONS, __file__, first_word="run_dir")
     start(recipe[""].values["seed"])
     (args,) = recipe[""].build()
     if not args.repo_id:

@@ -41,10 +41,7 @@ SECTIONS = {"": (DataArguments, ScriptArguments)}
 
 
 def main() -> None:
-    words = sys.argv[1:]
-    if words and not words[0].startswith("-"):
-        words = [f"--query={words[0]}", *words[1:]]
-    recipe = parse_recipe(SECTIONS, __file__, words)
+    recipe = parse_recipe(SECTIONS, __file__, first_word="query")
     start(recipe[""].values["seed"])
     data_args, args = recipe[""].build()
     if not args.query.strip() and not args.interactive:
