@@ -104,15 +104,13 @@ def format_description(facts: Mapping[str, Any]) -> str:
 def _describe_products(dataset: RelevanceDataset) -> Facts:
     products, documents = dataset.products, pd.Series(dataset.documents)
     judged = pd.Index(dataset.judgements["product_id"].unique())
-    repeats = documents[documents.str.casefold().duplicated()]
     marks = [match for text in documents if (match := HTML.search(text))]
     return {
         "count": len(products),
         "judged": len(judged),
         "without_title": int((products["title"] == "").sum()),
         "without_description": int((products["description"] == "").sum()),
-        "repeat_of_another_text": len(repeats),
-        "repeated_text": _first(repeats),
+        **_describe_repeats(documents),
         "with_html": len(marks),
         "text_with_html": _around(marks[0]) if marks else None,
     }
@@ -120,12 +118,18 @@ def _describe_products(dataset: RelevanceDataset) -> Facts:
 
 def _describe_queries(dataset: RelevanceDataset) -> Facts:
     texts = dataset.queries["query"]
-    repeats = texts[texts.str.casefold().duplicated()]
     return {
         "count": len(texts),
         "judged": dataset.judgements["query_id"].nunique(),
+        **_describe_repeats(texts),
+    }
+
+
+def _describe_repeats(texts: pd.Series) -> Facts:
+    repeats = texts[texts.str.casefold().duplicated()]
+    return {
         "repeat_of_another_text": len(repeats),
-        "repeated_text": _first(repeats),
+        "repeated_text": None if repeats.empty else str(repeats.iloc[0])[:80],
     }
 
 
@@ -239,16 +243,9 @@ def _problems(facts: Facts) -> list[str]:
             f"{' and '.join(f'{text!r} ({split})' for split, text in variants[0].items())}; "
             "the later split then measures what was learned by heart"
         )
-    if lengths["documents_cut"]:
-        found.append(
-            f"at least {lengths['documents_cut']:,} documents are cut at max_pair_tokens "
-            f"{lengths['max_pair_tokens']}"
-        )
-    if lengths["prompts_cut"]:
-        found.append(
-            f"at least {lengths['prompts_cut']:,} prompts are cut at max_prompt_tokens "
-            f"{lengths['max_prompt_tokens']}"
-        )
+    for texts, limit in (("documents", "max_pair_tokens"), ("prompts", "max_prompt_tokens")):
+        if cut := lengths[f"{texts}_cut"]:
+            found.append(f"at least {cut:,} {texts} are cut at {limit} {lengths[limit]}")
     return found + _problems_of_splits(facts["splits"])
 
 
@@ -313,10 +310,6 @@ def _listed(title: str, items: Sequence[str]) -> list[str]:
 
 def _share(facts: Facts, name: str) -> str:
     return f"{facts[name] / facts['count']:.0%}"
-
-
-def _first(texts: pd.Series) -> str | None:
-    return None if texts.empty else str(texts.iloc[0])[:80]
 
 
 def _around(match: re.Match[str]) -> str:
