@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from toy_runs import load_recipe, run_main, write_beir, write_loop_config, write_pairs
+from toy_runs import build_run, run_main, write_beir, write_loop_config, write_pairs
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -19,7 +19,6 @@ from transformers import (
 
 from agr_trl import adversarial
 from agr_trl.adversarial import AdversarialRun
-from agr_trl.config import parse_recipe
 from agr_trl.errors import UserError
 from agr_trl.retriever import Retriever
 
@@ -51,12 +50,6 @@ def finished(config):
 @pytest.fixture
 def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "copy")
-
-
-def build_run(config: Path, folder: Path, *words: str) -> AdversarialRun:
-    arguments = ["--config", str(config), "--output_dir", str(folder), *words]
-    sections = load_recipe("train_adversarial").SECTIONS
-    return AdversarialRun(parse_recipe(sections, "recipes/train_adversarial.py", arguments))
 
 
 def read(folder: Path, name: str = "metrics.json"):

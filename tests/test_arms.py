@@ -8,9 +8,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from toy_runs import load_recipe, run_main, write_beir, write_loop_config, write_pairs
+from toy_runs import build_run, load_recipe, run_main, write_beir, write_loop_config, write_pairs
 
-from agr_trl.adversarial import AdversarialRun
 from agr_trl.arms import arm_changes, cross_fit, fold_folder, run_arms
 from agr_trl.config import ARMS, parse_recipe
 from agr_trl.data import load_relevance_dataset
@@ -188,9 +187,7 @@ def test_unknown_arms_and_metrics_are_refused(shop, tmp_path):
 
 def test_at_most_the_stated_number_of_accepted_queries_teaches(shop, tmp_path):
     config = write_loop_config(tmp_path / "run.yaml", shop, synthetic_queries_per_round=3)
-    sections = load_recipe("train_adversarial").SECTIONS
-    words = ["--config", str(config), "--output_dir", str(tmp_path / "run")]
-    run = AdversarialRun(parse_recipe(sections, "recipes/train_adversarial.py", words))
+    run = build_run(config, tmp_path / "run")
     run.round_folder(1).mkdir(parents=True)
     queries = pd.DataFrame({"query": list("abcdefgh"), "accepted": [True] * 6 + [False] * 2})
     queries.to_parquet(run.round_folder(1) / "queries.parquet")
@@ -204,9 +201,7 @@ def test_at_most_the_stated_number_of_accepted_queries_teaches(shop, tmp_path):
 def test_the_hardest_are_those_furthest_from_their_label(shop, tmp_path):
     settings = {"synthetic_queries_per_round": 2, "hardest_of": 2, "soft_labels": False}
     config = write_loop_config(tmp_path / "run.yaml", shop, **settings)
-    sections = load_recipe("train_adversarial").SECTIONS
-    words = ["--config", str(config), "--output_dir", str(tmp_path / "run")]
-    run = AdversarialRun(parse_recipe(sections, "recipes/train_adversarial.py", words))
+    run = build_run(config, tmp_path / "run")
     run.round_folder(1).mkdir(parents=True)
     queries = pd.DataFrame(
         {

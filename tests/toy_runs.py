@@ -15,6 +15,9 @@ import pytest
 import torch
 import yaml
 
+from agr_trl.adversarial import AdversarialRun
+from agr_trl.config import parse_recipe
+
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 COLOURS = ("red", "blue", "green", "white")
@@ -136,6 +139,13 @@ def as_words(settings: dict[str, Any], section: str = "") -> list[str]:
     """Write settings as command-line words."""
     prefix = f"--{section}." if section else "--"
     return [f"{prefix}{name}={value!s}" for name, value in settings.items()]
+
+
+def build_run(config: Path, folder: Path, *words: str) -> AdversarialRun:
+    """Return the run of train_adversarial.py with these settings, not begun."""
+    arguments = ["--config", str(config), "--output_dir", str(folder), *words]
+    sections = load_recipe("train_adversarial").SECTIONS
+    return AdversarialRun(parse_recipe(sections, "recipes/train_adversarial.py", arguments))
 
 
 def load_recipe(name: str) -> ModuleType:
