@@ -64,6 +64,7 @@ from agr_trl.runtime import (
     stopwatch,
     wait_for_everyone,
     write_json,
+    write_parquet,
 )
 from agr_trl.search import BM25Index
 from agr_trl.stages import (
@@ -263,19 +264,20 @@ class AdversarialRun:
         only looked at.
         """
         products = self.prompts.sample(frac=1, random_state=self.seed + 100 + number)
-        size, wanted = self.loop.products_per_round, None
-        if number and self.loop.synthetic_queries_per_round is not None:
-            wanted = self.loop.synthetic_queries_per_round * self.loop.hardest_of
+        size = self.loop.products_per_round
+        wanted = (
+            (self.loop.synthetic_queries_per_round or 0) * self.loop.hardest_of if number else 0
+        )
         parts = target.with_name("queries_parts")
         tables: list[pd.DataFrame] = []
-        for draw in range(1 if wanted is None else MAX_DRAWS):
+        for draw in range(MAX_DRAWS):
             chosen = products.iloc[draw * size : (draw + 1) * size].reset_index(drop=True)
             if len(chosen):
                 tables.append(self._draw_queries(chosen, parts / f"draw_{draw}", number, draw))
             accepted = sum(int(table["accepted"].sum()) for table in tables)
-            if wanted is not None and accepted >= wanted:
+            if accepted >= wanted:
                 break
-        if wanted is not None and accepted < wanted:
+        if accepted < wanted:
             logger.warning("round %d: %d queries accepted of %d wanted", number, accepted, wanted)
         if is_main_process():
             pd.concat(tables, ignore_index=True).to_parquet(target, index=False)
@@ -301,10 +303,7 @@ class AdversarialRun:
                 paths = write_query_files(writer, chosen, folder, self.loop, tokens, seed)
                 drawn = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
             if is_main_process():
-                folder.mkdir(parents=True, exist_ok=True)
-                partial = judged.with_suffix(".partial")
-                self._judge(drawn, number).to_parquet(partial, index=False)
-                partial.replace(judged)
+                write_parquet(judged, self._judge(drawn, number))
             wait_for_everyone()
         table = pd.read_parquet(judged)
         wait_for_everyone()  # the main process removes the file when all have read it
@@ -401,10 +400,14 @@ class AdversarialRun:
             return
         folder = self.round_folder(number)
         retriever = Retriever.from_pretrained(str(folder / "retriever")).to_device()
-        has_queries = (folder / QUERIES_FILE).is_file()
-        if has_queries and self.scores_again:
-            self._score_again(folder / QUERIES_FILE, retriever)
-        audit = self._query_metrics(pd.read_parquet(folder / QUERIES_FILE)) if has_queries else {}
+        audit: dict[str, Any] = {}
+        if (folder / QUERIES_FILE).is_file():
+            queries = pd.read_parquet(folder / QUERIES_FILE)
+            audit = self._query_metrics(queries)
+            if self.scores_again:
+                log_odds = retriever.score(queries["query"].tolist(), queries["document"].tolist())
+                queries = queries.assign(probability_after=expit(log_odds))
+                write_parquet(folder / QUERIES_FILE, queries)
         dev = self.evaluate(retriever.score, "dev")
         best = self.best_round(number)
         value = dev[self.loop.dev_metric]
@@ -425,14 +428,6 @@ class AdversarialRun:
             "queries": audit,
         }
         write_json(target, metrics)
-
-    def _score_again(self, file: Path, retriever: Retriever) -> None:
-        """Add the new retriever's probability to the round's queries."""
-        queries = pd.read_parquet(file)
-        after = expit(retriever.score(queries["query"].tolist(), queries["document"].tolist()))
-        partial = file.with_name(f"{file.name}.partial")
-        queries.assign(probability_after=after).to_parquet(partial)
-        partial.replace(file)
 
     def _query_metrics(self, queries: pd.DataFrame) -> dict[str, Any]:
         """Audit of a round's queries: all, accepted, why not, and how hard they were."""

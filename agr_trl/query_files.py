@@ -9,7 +9,7 @@ from accelerate.utils import set_seed
 
 from agr_trl.config import SamplingArguments
 from agr_trl.generator import load_generator, sample_queries
-from agr_trl.runtime import wait_for_everyone
+from agr_trl.runtime import wait_for_everyone, write_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +46,8 @@ def write_query_files(
         queries = sample_queries(
             model, tokenizer, chunk["prompt"].tolist(), settings, max_prompt_tokens
         )
-        partial = paths[number].with_suffix(".partial")
         rows = chunk.drop(columns="prompt").assign(query=queries)
-        rows.explode("query", ignore_index=True).to_parquet(partial, index=False)
-        partial.replace(paths[number])
+        write_parquet(paths[number], rows.explode("query", ignore_index=True))
         logger.info("chunk %d of %d written", number + 1, len(paths))
     wait_for_everyone()
     return paths

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import transformers
 from accelerate import PartialState
@@ -138,6 +139,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, with stable formatting; NaN is refused since JSON has none."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Write a table without its index under another name, then rename it: absent, old or whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    table.to_parquet(partial, index=False)
+    partial.replace(path)
 
 
 def read_json(path: Path) -> Any:
