@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from agr_trl.config import RewardArguments
 from agr_trl.errors import UserError
 from agr_trl.relevance import RelevanceScorer
-from agr_trl.search import BM25Index
+from agr_trl.search import BM25Index, score_distinct
 
 _WORD = re.compile(r"\w+")
 
@@ -72,31 +73,38 @@ class AcceptanceFilter:
     `blank`: no word; `broken`: a word comes twice or a piece is unknown; `copy_of_title`: the
     whole title, if that has more than three words; `unknown_word` (with `known_words_only`): a
     word outside `vocabulary`, as a small generator makes up from pieces; `low_relevance`: S below
-    `min_relevance`; `round_trip`: the product is not among BM25's top `round_trip_top_k` for the
+    `min_relevance`; `low_word_relevance`: S of one of its words below `min_word_relevance` (off at
+    0); `round_trip`: the product is not among BM25's top `round_trip_top_k` for the
     query (off at 0); `duplicate`: the same query for the same product was accepted before;
     `overused`: it was accepted for `max_products_per_query` others before (off at 0). Raises
-    `UserError` for a round trip without an index and for known words without a vocabulary.
+    `UserError` for a round trip without an index, for known words without a vocabulary and for
+    relevant words without S.
     """
 
     settings: RewardArguments
     index: BM25Index | None = None
     vocabulary: Collection[str] | None = None
+    scorer: RelevanceScorer | None = None
 
     def __post_init__(self) -> None:
         if self.settings.round_trip_top_k and self.index is None:
             raise UserError("`round_trip_top_k` needs a BM25 index of the catalogue; pass `index`")
         if self.settings.known_words_only and self.vocabulary is None:
             raise UserError("`known_words_only` needs the words that are known; pass `vocabulary`")
+        if self.settings.min_word_relevance and self.scorer is None:
+            raise UserError("`min_word_relevance` needs S; pass `scorer`")
 
     def reasons(
         self,
         queries: Sequence[str],
+        documents: Sequence[str],
         titles: Sequence[str],
         product_indices: np.ndarray,
         relevance: np.ndarray,
     ) -> list[str]:
         """Return one reason a query ('' when accepted); inputs are aligned, S of shape (N,)."""
         returned = self._returns(queries, product_indices)
+        word_relevance = self._word_relevance(queries, documents)
         seen: set[tuple[str, int]] = set()
         uses: Counter[str] = Counter()
         most = self.settings.max_products_per_query or len(queries)
@@ -109,6 +117,8 @@ class AcceptanceFilter:
                 reason = "unknown_word"
             if not reason and not relevance[row] >= self.settings.min_relevance:  # NaN included
                 reason = "low_relevance"
+            if not reason and not word_relevance[row] >= self.settings.min_word_relevance:
+                reason = "low_word_relevance"
             if not reason and not returned[row]:
                 reason = "round_trip"
             if not reason and key in seen:
@@ -125,6 +135,11 @@ class AcceptanceFilter:
         if not self.settings.known_words_only or self.vocabulary is None:
             return False
         return any(word not in self.vocabulary for word in query_words)
+
+    def _word_relevance(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        if self.scorer is None or not self.settings.min_word_relevance:
+            return np.ones(len(queries))
+        return weakest_word_scores(self.scorer, queries, documents)
 
     def _returns(self, queries: Sequence[str], product_indices: np.ndarray) -> np.ndarray:
         if self.index is None or not self.settings.round_trip_top_k:
@@ -151,3 +166,21 @@ def independent_scores(
     relevance = scorer.score(queries, documents).astype(np.float32)
     relevance[[not words(query) for query in queries]] = 0.0
     return relevance
+
+
+def weakest_word_scores(
+    scorer: RelevanceScorer, queries: Sequence[str], documents: Sequence[str]
+) -> np.ndarray:
+    """Return the lowest S that a single word of each query has with the query's document, (N,).
+
+    Stop words do not count; a query of nothing else has 1.
+    """
+    rows, each_word = [], []
+    for row, query in enumerate(queries):
+        telling = [word for word in words(query) if word not in ENGLISH_STOP_WORDS]
+        rows += [row] * len(telling)
+        each_word += telling
+    lowest = np.ones(len(queries), dtype=np.float32)
+    scores = score_distinct(scorer.score, each_word, [documents[row] for row in rows])
+    np.minimum.at(lowest, rows, scores)
+    return lowest

@@ -69,6 +69,7 @@ from agr_trl.runtime import (
 from agr_trl.search import BM25Index
 from agr_trl.stages import (
     acceptance_filter,
+    attack_rewards,
     begin_run_folder,
     catalogue_prompts,
     demo_oracle,
@@ -141,7 +142,7 @@ class AdversarialRun:
     @cached_property
     def acceptance(self) -> AcceptanceFilter:
         """The rules that a generated query must pass."""
-        return acceptance_filter(self.reward_args, self.index, self.dataset)
+        return acceptance_filter(self.reward_args, self.index, self.dataset, self.relevance)
 
     @cached_property
     def prompts(self) -> pd.DataFrame:
@@ -236,21 +237,15 @@ class AdversarialRun:
         chosen = self.prompts.sample(
             min(self.loop.prompts_per_round, len(self.prompts)), random_state=self.seed + number
         )
-        trainer = generator_trainer(
-            model,
-            tokenizer,
-            args,
-            lora,
-            settings,
-            chosen,
+        rewards = attack_rewards(
             retriever,
             self.relevance,
             self.acceptance,
             self.reward_args,
-            self.calibrated if self.reward_args.loss_reward == "disagreement" else None,
-            self.index,
+            self.calibrated,
             self.dataset.documents,
         )
+        trainer = generator_trainer(model, tokenizer, args, lora, settings, chosen, rewards)
         train_with_checkpoints(trainer)
         if is_main_process():
             trainer.save_model(str(target))
@@ -316,7 +311,11 @@ class AdversarialRun:
         relevance = independent_scores(self.relevance, queries, documents)
         probability = expit(retriever.score(queries, documents))
         reasons = self.acceptance.reasons(
-            queries, drawn["title"].tolist(), drawn["product_index"].to_numpy(), relevance
+            queries,
+            documents,
+            drawn["title"].tolist(),
+            drawn["product_index"].to_numpy(),
+            relevance,
         )
         return drawn.assign(
             round=number,
@@ -347,6 +346,7 @@ class AdversarialRun:
             dev,
             dev_metrics(dev, self.dataset.has_ids),
             lora_rank=self.retriever_args.retriever_lora_rank,
+            frozen_layers=self.retriever_args.frozen_layers,
             early_stopping_patience=self.retriever_args.early_stopping_patience,
         )
         train_with_checkpoints(trainer)

@@ -42,7 +42,6 @@ from agr_trl.stages import begin_run_folder, load_dataset
 logger = logging.getLogger(__name__)
 
 COSINE = "cosine"
-INNER_DEV_FRACTION = 0.25
 FREE_SETTINGS = ("dataset_path", "seeds", "arms", "ablations", "workers", "resamples")
 VECTORS_FILE = "catalogue_vectors.npy"
 
@@ -80,19 +79,19 @@ def arm_changes(arm: str, recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def cross_fit(
-    dataset: RelevanceDataset, folds: int, fold: int, seed: int
+    dataset: RelevanceDataset, folds: int, fold: int, seed: int, choosing_fraction: float = 0.25
 ) -> tuple[RelevanceDataset, RelevanceDataset]:
     """Return what a fold trains on (splits train and dev) and what it is scored on (split test).
 
     Train and dev queries are pooled and dealt into `folds`, variants together; a test split is left
-    out of all. Of the other folds' queries a quarter choose (dev). Without ids the catalogue to
+    out of all. Of the other folds' queries a share choose (dev). Without ids the catalogue to
     train on is the documents of the training queries alone, since the others' would tell.
     """
     pooled = dataset.judgements[dataset.judgements["split"] != "test"]
     judged = dataset.queries["query_id"].isin(pooled["query_id"].unique())
     queries = dataset.queries[judged].set_index("query_id")["query"]
     fold_of = fold_queries(queries, folds, seed)
-    inside = split_queries(queries[fold_of != fold], INNER_DEV_FRACTION, 0.0, seed)
+    inside = split_queries(queries[fold_of != fold], choosing_fraction, 0.0, seed)
     split = pooled["query_id"].map(inside).fillna("test")
     judgements = pooled.assign(split=split).reset_index(drop=True)
     held_out = replace(dataset, judgements=judgements)
@@ -196,7 +195,8 @@ class FoldRun:
         self.folder = fold_folder(self.run_folder, seed, fold)
         self.missing = _missing_arms(self.run_folder, self.comparison, seed, fold)
         dataset = load_dataset(self.data_args)
-        self.training, self.held_out = cross_fit(dataset, self.comparison.folds, fold, seed)
+        folds, share = self.comparison.folds, self.comparison.choosing_fraction
+        self.training, self.held_out = cross_fit(dataset, folds, fold, seed, share)
         self.index = BM25Index(self.held_out.documents)
         self.relevance = self._load_relevance()
 

@@ -137,6 +137,13 @@ class RetrieverArguments:
     retriever_lora_rank: int = field(
         default=0, metadata={"help": "LoRA rank; 0 trains all weights. The saved model is merged"}
     )
+    frozen_layers: int = field(
+        default=0,
+        metadata={
+            "help": "Leave the embeddings and so many of the lowest layers as they are: half of "
+            "the layers save a third of the time; 0 trains all"
+        },
+    )
     early_stopping_patience: int = field(
         default=0,
         metadata={"help": "Evaluations without a better dev score before stopping; 0: never"},
@@ -148,7 +155,7 @@ class RetrieverArguments:
     )
 
     def __post_init__(self) -> None:
-        counts = ("hard_negatives", "random_negatives", "retriever_lora_rank")
+        counts = ("hard_negatives", "random_negatives", "retriever_lora_rank", "frozen_layers")
         _check_ranges(
             self,
             max_pair_tokens=(1, inf),
@@ -156,6 +163,10 @@ class RetrieverArguments:
             early_stopping_patience=(0, inf),
             **dict.fromkeys(counts, (0, inf)),
         )
+        if self.frozen_layers and self.retriever_lora_rank:
+            raise UserError(
+                "`frozen_layers` and `retriever_lora_rank` exclude each other; drop one"
+            )
 
 
 @dataclass
@@ -246,10 +257,17 @@ class RewardArguments:
     )
     gate_loss_reward: bool = field(
         default=True,
-        metadata={"help": "Give the loss reward only to queries with min_relevance or more"},
+        metadata={"help": "Give the loss reward only to queries that would be accepted"},
     )
     min_relevance: float = field(
         default=0.7, metadata={"help": "Lowest S in [0, 1] of an accepted query ((cosine + 1) / 2)"}
+    )
+    min_word_relevance: float = field(
+        default=0.0,
+        metadata={
+            "help": "Lowest S of each single word of an accepted query but stop words: a wrong "
+            "colour or brand hides in the S of the whole; best with lsa; 0: no check"
+        },
     )
     known_words_only: bool = field(
         default=False,
@@ -275,6 +293,7 @@ class RewardArguments:
             band_low=(0.01, 0.99),
             band_high=(self.band_low, 0.99),
             min_relevance=(0, 1),
+            min_word_relevance=(0, 1),
             round_trip_top_k=(0, inf),
             max_products_per_query=(0, inf),
             loss_reward_negatives=(0, inf),
@@ -418,6 +437,10 @@ class ComparisonArguments:
     )
     seeds: int = field(default=5, metadata={"help": "Repetitions, from `seed` on"})
     folds: int = field(default=5, metadata={"help": "Folds of the judged queries"})
+    choosing_fraction: float = field(
+        default=0.25,
+        metadata={"help": "Share of a fold's training queries that choose (dev) and do not teach"},
+    )
     primary_metric: str = field(
         default="pr_auc",
         metadata={"help": "The metric that is tested: pr_auc, or judged/ndcg@10 with ids"},
@@ -430,7 +453,14 @@ class ComparisonArguments:
     )
 
     def __post_init__(self) -> None:
-        _check_ranges(self, seeds=(1, inf), folds=(2, inf), resamples=(100, inf), workers=(1, inf))
+        _check_ranges(
+            self,
+            seeds=(1, inf),
+            folds=(2, inf),
+            choosing_fraction=(0.01, 0.9),
+            resamples=(100, inf),
+            workers=(1, inf),
+        )
         for arm in self.arms:
             if arm not in ARMS:
                 raise UserError(f"`arms` names `{arm}`; known are {', '.join(ARMS)}")

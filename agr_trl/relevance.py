@@ -101,7 +101,7 @@ class LsaScorer(EmbeddingScorer):
     (Deerwester et al. 1990). Raises `UserError` for a catalogue of fewer than two words.
     """
 
-    def __init__(self, catalogue: Sequence[str], dimensions: int = 64, seed: int = 0) -> None:
+    def __init__(self, catalogue: Sequence[str], dimensions: int = 200, seed: int = 0) -> None:
         super().__init__(catalogue)
         self._tfidf = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
         if len(set().union(*map(self._tfidf.build_analyzer(), catalogue))) < 2:

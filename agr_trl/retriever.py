@@ -243,18 +243,23 @@ def retriever_trainer(
     compute_metrics: Callable[[Any], dict[str, float]],
     *,
     lora_rank: int = 0,
+    frozen_layers: int = 0,
     early_stopping_patience: int = 0,
 ) -> Trainer:
     """Build HF's Trainer for L_R over pairs (columns query, document, label).
 
     With `lora_rank` an adapter of the encoder and the whole head are trained, the rest is frozen.
-    Raises `UserError` for early stopping that would not go back to the best checkpoint.
+    With `frozen_layers` the embeddings and that many of the lowest layers are. Raises `UserError`
+    for more layers than there are, and for early stopping that would not go back to the best
+    checkpoint.
     """
     patience = early_stopping_patience
     if patience and not args.load_best_model_at_end:
         raise UserError("`early_stopping_patience` needs `load_best_model_at_end: true`")
     if lora_rank:
         retriever.model = get_peft_model(retriever.model, _lora(retriever.model, lora_rank))
+    if frozen_layers:
+        _freeze_lowest_layers(retriever.model, frozen_layers)
     return _RetrieverTrainer(
         model=retriever.model,
         args=args,
@@ -331,6 +336,16 @@ def _lora(model: PreTrainedModel, rank: int) -> LoraConfig:
         target_modules=[name for name in linear if name.startswith(encoder)],
         modules_to_save=head,
     )
+
+
+def _freeze_lowest_layers(model: PreTrainedModel, count: int) -> None:
+    """Freeze the encoder's embeddings and its first `count` layers."""
+    encoder = model.base_model
+    layers = next(part for part in encoder.modules() if isinstance(part, nn.ModuleList))
+    if count > len(layers):
+        raise UserError(f"`frozen_layers` is {count}; the retriever has {len(layers)} layers")
+    for part in (encoder.embeddings, *layers[:count]):
+        part.requires_grad_(False)
 
 
 def _position_limit(model: PreTrainedModel) -> int:

@@ -33,9 +33,9 @@ class RetrieverLossReward:
     `disagreement`: min(KL(y || p), cap) / cap, the loss that learning can take away, whichever of
     the two is higher. With `loss_reward_negatives` n, its mean over the product and the query's n
     best BM25 products beside it, the pairs that would be mined as its negatives.
-    With `gate_loss_reward`, a query with S below `min_relevance` earns nothing for being hard;
-    raises `UserError` if there is no S to gate by, or no soft label or index where the settings
-    need one. Freezes the retriever.
+    With `gate_loss_reward`, a query that `gate` would not accept earns nothing for being hard, nor
+    does a second copy within its group. Raises `UserError` if there is no gate, or no soft label or
+    index where the settings need one. Freezes the retriever.
     """
 
     __name__ = "retriever_loss"
@@ -44,26 +44,27 @@ class RetrieverLossReward:
         self,
         retriever: Retriever,
         settings: RewardArguments,
-        relevance: RelevanceScorer | None = None,
+        gate: "AcceptanceReward | None" = None,
         calibrated: CalibratedRelevance | None = None,
         index: BM25Index | None = None,
         catalogue: Sequence[str] = (),
     ) -> None:
-        if settings.gate_loss_reward and relevance is None:
-            raise UserError("`gate_loss_reward` needs S; pass `relevance`, or set it to false")
+        if settings.gate_loss_reward and gate is None:
+            raise UserError("`gate_loss_reward` needs rules; pass `gate`, or set it to false")
         if settings.loss_reward == "disagreement" and calibrated is None:
             raise UserError("`loss_reward: disagreement` needs soft labels; pass `calibrated`")
         if settings.loss_reward_negatives and index is None:
             raise UserError("`loss_reward_negatives` needs BM25; pass `index` and `catalogue`")
         self.retriever = retriever.freeze()
         self.settings = settings
-        self.gate = relevance if settings.gate_loss_reward else None
+        self.gate = gate if settings.gate_loss_reward else None
         self.calibrated, self.index, self.catalogue = calibrated, index, catalogue
 
     def __call__(
         self,
         completions: Sequence[str],
         document: Sequence[str],
+        title: Sequence[str] = (),
         product_index: Sequence[int] = (),
         **_: Any,
     ) -> list[float]:
@@ -74,8 +75,7 @@ class RetrieverLossReward:
             rewards = self.shape(score_distinct(self.retriever.score, completions, document))
         rewards[[not words(completion) for completion in completions]] = 0.0
         if self.gate is not None:
-            relevance = independent_scores(self.gate, completions, document)
-            rewards[relevance < self.settings.min_relevance] = 0.0
+            rewards = rewards * self.gate(completions, document, title, product_index)
         return rewards.tolist()
 
     def shape(self, logits: np.ndarray) -> np.ndarray:
@@ -174,5 +174,7 @@ class AcceptanceReward:
     ) -> list[float]:
         """Return 0.0 or 1.0 a completion."""
         relevance = independent_scores(self.relevance, completions, document)
-        reasons = self.acceptance.reasons(completions, title, np.asarray(product_index), relevance)
+        reasons = self.acceptance.reasons(
+            completions, document, title, np.asarray(product_index), relevance
+        )
         return [float(not reason) for reason in reasons]

@@ -64,11 +64,30 @@ def catalogue_prompts(dataset: RelevanceDataset) -> pd.DataFrame:
 
 
 def acceptance_filter(
-    args: RewardArguments, index: BM25Index, dataset: RelevanceDataset
+    args: RewardArguments, index: BM25Index, dataset: RelevanceDataset, relevance: EmbeddingScorer
 ) -> AcceptanceFilter:
     """Return the acceptance rules; words of the catalogue and the train queries are known."""
     texts = [*dataset.documents, *dataset.pairs("train")["query"].unique()]
-    return AcceptanceFilter(args, index, vocabulary_of(texts))
+    return AcceptanceFilter(args, index, vocabulary_of(texts), relevance)
+
+
+def attack_rewards(
+    retriever: Retriever,
+    relevance: EmbeddingScorer,
+    acceptance: AcceptanceFilter,
+    args: RewardArguments,
+    calibrated: CalibratedRelevance | None,
+    catalogue: Sequence[str],
+) -> list[Any]:
+    """Return the rewards that `reward_weights` weighs: loss of the frozen R, S, acceptance.
+
+    `calibrated` gives soft labels, which only `loss_reward: disagreement` reads.
+    """
+    accepted = AcceptanceReward(relevance, acceptance)
+    loss = RetrieverLossReward(
+        retriever.to_device(), args, accepted, calibrated, acceptance.index, catalogue
+    )
+    return [loss, RelevanceReward(relevance), accepted]
 
 
 def generator_trainer(
@@ -78,21 +97,9 @@ def generator_trainer(
     lora: LoraArguments,
     settings: GeneratorArguments,
     prompts: pd.DataFrame,
-    retriever: Retriever,
-    relevance: EmbeddingScorer,
-    acceptance: AcceptanceFilter,
-    reward_args: RewardArguments,
-    calibrated: CalibratedRelevance | None = None,
-    index: BM25Index | None = None,
-    catalogue: Sequence[str] = (),
+    rewards: list[Any],
 ) -> Seq2SeqRLOOTrainer:
-    """Build the policy-gradient trainer: G against the frozen R and S, acceptance logged too."""
-    retriever.to_device()
-    rewards = [
-        RetrieverLossReward(retriever, reward_args, relevance, calibrated, index, catalogue),
-        RelevanceReward(relevance),
-        AcceptanceReward(relevance, acceptance),
-    ]
+    """Build the policy-gradient trainer on the catalogue's prompts."""
     is_adapter = isinstance(model, PeftModel)
     return Seq2SeqRLOOTrainer(
         model=model,

@@ -21,7 +21,7 @@ from agr_trl.config import (
 )
 from agr_trl.generator import load_generator, sample_queries
 from agr_trl.hub import publish_folder, take_hub_settings
-from agr_trl.relevance import load_relevance_scorer
+from agr_trl.relevance import CalibratedRelevance, load_relevance_scorer
 from agr_trl.retriever import Retriever
 from agr_trl.runtime import (
     is_main_process,
@@ -33,6 +33,7 @@ from agr_trl.runtime import (
 from agr_trl.search import BM25Index
 from agr_trl.stages import (
     acceptance_filter,
+    attack_rewards,
     catalogue_prompts,
     generator_trainer,
     load_dataset,
@@ -68,12 +69,19 @@ def main() -> None:
     # 2. The frozen retriever, S(q, d), and the policy
     retriever = Retriever.from_pretrained(script_args.retriever_name_or_path)
     relevance = load_relevance_scorer(reward_args.relevance_model, dataset.documents)
-    acceptance = acceptance_filter(reward_args, BM25Index(dataset.documents), dataset)
+    index = BM25Index(dataset.documents)
+    acceptance = acceptance_filter(reward_args, index, dataset, relevance)
+    calibrated = None
+    if reward_args.loss_reward == "disagreement":  # with the soft label, which is S calibrated
+        train = dataset.pairs("train")
+        calibrated = CalibratedRelevance(relevance).fit(
+            train["query"].tolist(), train["document"].tolist(), train["label"].to_numpy()
+        )
+    rewards = attack_rewards(
+        retriever, relevance, acceptance, reward_args, calibrated, dataset.documents
+    )
     model, tokenizer = load_generator(script_args.generator_name_or_path)
-    trainer = generator_trainer(
-        model, tokenizer, args, lora_args, script_args, prompts,
-        retriever, relevance, acceptance, reward_args,
-    )  # fmt: skip
+    trainer = generator_trainer(model, tokenizer, args, lora_args, script_args, prompts, rewards)
 
     # 3. Train, save, show
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))

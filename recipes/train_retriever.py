@@ -48,6 +48,7 @@ def main() -> None:
         dev,
         dev_metrics(dev, dataset.has_ids),
         lora_rank=retriever_args.retriever_lora_rank,
+        frozen_layers=retriever_args.frozen_layers,
         early_stopping_patience=retriever_args.early_stopping_patience,
     )
 

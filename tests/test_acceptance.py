@@ -10,6 +10,7 @@ from agr_trl.acceptance import (
     independent_scores,
     is_copy,
     query_statistics,
+    weakest_word_scores,
     words,
 )
 from agr_trl.config import RewardArguments
@@ -21,9 +22,11 @@ ALL_TITLES = [title for title, _ in TITLES.values()]
 
 def reasons(queries, products, relevance=None, **settings):
     relevance = np.ones(len(queries)) if relevance is None else np.array(relevance)
-    acceptance = AcceptanceFilter(RewardArguments(**settings), BM25Index(DOCUMENTS))
+    rules = RewardArguments(**settings)
+    acceptance = AcceptanceFilter(rules, BM25Index(DOCUMENTS), scorer=WordOverlap())
     titles = [ALL_TITLES[product] for product in products]
-    return acceptance.reasons(queries, titles, np.array(products), relevance)
+    documents = [DOCUMENTS[product] for product in products]
+    return acceptance.reasons(queries, documents, titles, np.array(products), relevance)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,23 @@ def test_low_relevance_is_below_the_bound_or_not_a_number():
     queries = ["red chair", "wooden chair", "oak chair"]
     got = reasons(queries, [0] * 3, [0.69, 0.7, np.nan], min_relevance=0.7)
     assert got == ["low_relevance", "", "low_relevance"]
+
+
+def test_every_word_must_be_relevant_but_stop_words():
+    # S of one word is 1 where the document has it, else 0; the red chair is of wood.
+    queries = ["red chair", "red steel chair", "a chair for the", "the", ""]
+    assert weakest_word_scores(WordOverlap(), queries, DOCUMENTS[:1] * 5).tolist() == [
+        1,
+        0,
+        1,
+        1,
+        1,
+    ]
+    got = reasons(queries[:3], [0] * 3, min_word_relevance=0.5)
+    assert got == ["", "low_word_relevance", ""]
+    assert reasons(queries[:3], [0] * 3) == ["", "", ""]
+    with pytest.raises(UserError, match="`min_word_relevance` needs S"):
+        AcceptanceFilter(RewardArguments(min_word_relevance=0.5))
 
 
 def test_the_product_must_come_back_in_the_round_trip():

@@ -46,7 +46,7 @@ def pairs_frame(count=24):
 def train(retriever, folder, pairs, dev=None, **options):
     given = {
         name: options.pop(name)
-        for name in ("lora_rank", "early_stopping_patience")
+        for name in ("lora_rank", "frozen_layers", "early_stopping_patience")
         if name in options
     }
     resume = options.pop("resume", None)
@@ -301,6 +301,22 @@ def test_dev_metrics_by_hand():
     prediction.predictions = prediction.predictions[:2]
     # Areas and rankings are not defined without a relevant pair; Trainer cannot log None.
     assert set(one_class(prediction)) == {"f1", "accuracy", "log_loss", "ece"}
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v3"])
+def test_frozen_layers_stay_as_they_are(family, tmp_path):
+    save_checkpoint(tmp_path / "base", family, labels=1)
+    retriever = Retriever.from_pretrained(str(tmp_path / "base"))
+    before = weights_of(retriever.model)
+    train(retriever, tmp_path / "run", pairs_frame(), frozen_layers=1, max_steps=3)
+    after = weights_of(retriever.model)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    frozen = {name for name in before if ".embeddings." in name or ".layer.0." in name}
+    assert frozen and frozen <= same
+    assert any(name.startswith("classifier") for name in before.keys() - same)
+    layers = retriever.model.config.num_hidden_layers
+    with pytest.raises(UserError, match=f"the retriever has {layers} layers"):
+        train(retriever, tmp_path / "more", pairs_frame(), frozen_layers=layers + 1)
 
 
 @pytest.mark.parametrize("family", ["bert", "deberta-v3"])

@@ -34,7 +34,8 @@ LOGITS = np.array([0.0, -4.0, -10.0, 10.0, -1000.0], dtype=np.float32)
 def reward(loss_reward="bce", relevance=None, **settings):
     settings = {"gate_loss_reward": relevance is not None} | settings
     arguments = RewardArguments(loss_reward=loss_reward, **settings)
-    return RetrieverLossReward(build_retriever(), arguments, relevance)
+    gate = AcceptanceReward(relevance, AcceptanceFilter(arguments)) if relevance else None
+    return RetrieverLossReward(build_retriever(), arguments, gate)
 
 
 def test_capped_loss_by_hand():
@@ -125,14 +126,22 @@ def test_rewards_lie_in_0_and_1_and_blank_queries_get_0(loss_reward):
     assert all(isinstance(value, float) for value in rewards)
 
 
-def test_the_gate_asks_for_relevance_first():
+def test_the_gate_asks_whether_a_query_would_be_accepted():
     # S of "red chair" is 1 for the red chair, .5 for the other, 0 for a table.
-    documents = [DOCUMENTS[0], DOCUMENTS[1], DOCUMENTS[4]]
-    rewards = reward(relevance=WordOverlap(), min_relevance=0.5)(["red chair"] * 3, documents)
-    assert rewards[0] > 0 and rewards[1] > 0 and rewards[2] == 0
-    ungated = reward(relevance=WordOverlap(), gate_loss_reward=False)
-    assert ungated(["red chair"], [DOCUMENTS[4]])[0] > 0
-    with pytest.raises(UserError, match="`gate_loss_reward` needs S"):
+    products = [0, 1, 4, 0]
+    all_titles = [title for title, _ in TITLES.values()]
+    columns = {
+        "document": [DOCUMENTS[product] for product in products],
+        "title": [all_titles[product] for product in products],
+        "product_index": products,
+    }
+    rewards = reward(relevance=WordOverlap(), min_relevance=0.5)(["red chair"] * 4, **columns)
+    assert rewards[0] > 0 and rewards[1] > 0
+    assert rewards[2] == 0  # not relevant
+    assert rewards[3] == 0  # the first one again
+    ungated = reward(relevance=WordOverlap(), gate_loss_reward=False)(["red chair"] * 4, **columns)
+    assert ungated[2] > 0 and ungated[3] == ungated[0]
+    with pytest.raises(UserError, match="`gate_loss_reward` needs rules"):
         reward(gate_loss_reward=True)
 
 
@@ -178,6 +187,7 @@ def test_acceptance_is_0_or_1():
 def test_trl_trains_with_these_rewards(tmp_path):
     settings = RewardArguments(min_relevance=0.5)
     retriever, relevance = build_retriever(), WordOverlap()
+    accepted = AcceptanceReward(relevance, AcceptanceFilter(settings))
     before = weights_of(retriever.model)
     model, tokenizer = build_generator()
     prompts = Dataset.from_dict(
@@ -191,9 +201,9 @@ def test_trl_trains_with_these_rewards(tmp_path):
     trainer = Seq2SeqRLOOTrainer(
         model=model,
         reward_funcs=[
-            RetrieverLossReward(retriever, settings, relevance),
+            RetrieverLossReward(retriever, settings, accepted),
             RelevanceReward(relevance),
-            AcceptanceReward(relevance, AcceptanceFilter(settings)),
+            accepted,
         ],
         args=RLOOConfig(
             output_dir=str(tmp_path),
