@@ -2,7 +2,6 @@
 
 import logging
 import tempfile
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,31 +21,30 @@ def new_or_loaded_retriever(
     """Load the retriever that the settings name; a 'new' one first learns to match words.
 
     The lesson is self-supervised (as the inverse cloze task, Lee et al., arXiv 1906.00300): words
-    of a product's title against its own text or a random one's. It sees no judgement, and stands in
-    for the pretraining that any downloaded BERT has. Titles come first: in a few words the match is
-    found in some 200 steps, in whole documents not within a thousand.
+    of a product's title against its own title or a random one's. It sees no judgement, and stands
+    in for the pretraining that any downloaded BERT has. Titles alone: in a few words the match is
+    found in some 500 steps, in whole documents not within a thousand.
     """
     retriever = load_retriever(args, dataset.documents)
     steps = args.new_retriever_steps
     if args.retriever_name_or_path == "new" and steps:
         logger.info("a new retriever learns to match words, %d steps", steps)
-        titles = dataset.products["title"].tolist()
-        _teach(retriever, matching_pairs(dataset, titles, seed), steps * 3 // 5, seed)
-        _teach(retriever, matching_pairs(dataset, dataset.documents, seed), steps * 2 // 5, seed)
+        _teach(retriever, matching_pairs(dataset, seed), steps, seed)
     return retriever
 
 
-def matching_pairs(dataset: RelevanceDataset, texts: Sequence[str], seed: int) -> pd.DataFrame:
-    """Return pseudo-queries with their product's text (label 1) and with a random one's (label 0).
+def matching_pairs(dataset: RelevanceDataset, seed: int) -> pd.DataFrame:
+    """Return pseudo-queries with their product's title (label 1) and a random one's (label 0).
 
-    `texts` are in catalogue order; columns query, document, label; 20 rows a product at the most.
+    Columns query, document, label; 20 rows a product at the most.
     """
+    titles = dataset.products["title"].tolist()
     pseudo = pseudo_queries(dataset, 10, seed)
     positions = pd.Index(dataset.products["product_id"]).get_indexer(pseudo["product_id"])
-    others = np.random.default_rng(seed).integers(len(texts), size=len(pseudo))
+    others = np.random.default_rng(seed).integers(len(titles), size=len(pseudo))
     frames = [
         pd.DataFrame(
-            {"query": pseudo["query"], "document": [texts[i] for i in rows], "label": label}
+            {"query": pseudo["query"], "document": [titles[i] for i in rows], "label": label}
         )
         for rows, label in ((positions, 1.0), (others, 0.0))
     ]
@@ -54,8 +52,6 @@ def matching_pairs(dataset: RelevanceDataset, texts: Sequence[str], seed: int) -
 
 
 def _teach(retriever: Retriever, pairs: pd.DataFrame, steps: int, seed: int) -> None:
-    if not steps:  # Trainer would take 0 for "until all epochs are over"
-        return
     pairs = pairs.sample(min(len(pairs), steps * 64), random_state=seed, ignore_index=True)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
