@@ -17,6 +17,7 @@ from tokenizers import (
     processors,
     trainers,
 )
+from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -26,6 +27,8 @@ from transformers import (
 )
 
 from agr_trl.errors import UserError
+
+COPY_FACTOR = 4.0
 
 
 def build_wordpiece_tokenizer(
@@ -167,7 +170,25 @@ def build_small_t5(
         eos_token_id=fast.eos_token_id,
         decoder_start_token_id=fast.pad_token_id,
     )
-    return T5ForConditionalGeneration(config), fast
+    model = T5ForConditionalGeneration(config)
+    _begin_by_copying(model)
+    return model, fast
+
+
+@torch.no_grad()
+def _begin_by_copying(model: T5ForConditionalGeneration) -> None:
+    """Let cross-attention pass what it reads straight to the output, which shares its embedding.
+
+    An untrained decoder then favours the words of its prompt, which is where most words of a query
+    come from (as in pointer networks, Vinyals et al., arXiv 1506.03134); from random weights a
+    small T5 takes thousands of steps to find that out. The prompt's share of the first output is
+    small, since attention begins by averaging it, hence the factor.
+    """
+    for block in model.decoder.block:
+        attention = block.layer[1].EncDecAttention
+        nn.init.eye_(attention.v.weight)
+        nn.init.eye_(attention.o.weight)
+        attention.o.weight *= COPY_FACTOR
 
 
 def _number_of_heads(width: int) -> int:

@@ -290,6 +290,18 @@ def test_warm_up_pairs_are_gold_repeated_and_pseudo():
         warm_up_pairs(build_dataset(), nothing, 0)
 
 
+def test_a_new_generator_begins_by_copying_its_prompt():
+    model, tokenizer = build_generator()
+    start = torch.tensor([[model.config.decoder_start_token_id]])
+    lifts = []
+    for prompt in PROMPTS:
+        encoded = tokenizer(prompt, return_tensors="pt")
+        with torch.no_grad():
+            likely = model(**encoded, decoder_input_ids=start).logits[0, -1].softmax(-1)
+        lifts.append(likely[encoded["input_ids"].unique()].mean().item() * len(likely))
+    assert sum(lifts) / len(lifts) > 1.5  # 1: no likelier than any other word
+
+
 def test_a_warm_up_of_a_new_generator_lowers_its_loss(tmp_path):
     torch.manual_seed(0)
     dataset = build_dataset()
