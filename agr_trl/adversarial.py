@@ -29,6 +29,7 @@ from agr_trl.acceptance import (
     independent_scores,
     query_statistics,
 )
+from agr_trl.bad_numbers import refuse_constant_scores, refuse_useless_queries
 from agr_trl.config import (
     DataArguments,
     GeneratorArguments,
@@ -274,8 +275,10 @@ class AdversarialRun:
                 break
         if accepted < wanted:
             logger.warning("round %d: %d queries accepted of %d wanted", number, accepted, wanted)
+        written = pd.concat(tables, ignore_index=True)
+        refuse_useless_queries(written["query"].tolist(), written["product_id"].nunique())
         if is_main_process():
-            pd.concat(tables, ignore_index=True).to_parquet(target, index=False)
+            written.to_parquet(target, index=False)
             shutil.rmtree(parts, ignore_errors=True)
 
     def _draw_queries(
@@ -409,6 +412,11 @@ class AdversarialRun:
                 queries = queries.assign(probability_after=expit(log_odds))
                 write_parquet(folder / QUERIES_FILE, queries)
         dev = self.evaluate(retriever.score, "dev")
+        if not number:  # later a retriever that has collapsed is rolled back
+            pairs = self.dataset.pairs("dev").head(200)
+            refuse_constant_scores(
+                retriever.score(pairs["query"].tolist(), pairs["document"].tolist())
+            )
         best = self.best_round(number)
         value = dev[self.loop.dev_metric]
         bar = self.round_metrics(best)["dev"][self.loop.dev_metric] if number else None

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from agr_trl.acceptance import words
+from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
 from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
@@ -215,6 +216,7 @@ def warm_up_trainer(
         eval_dataset=None if dev is None else _query_dataset(tokenizer, settings, dev),
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
+        callbacks=[BadNumbersCallback()],
     )
 
 

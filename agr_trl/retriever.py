@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
+from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import RetrieverArguments
 from agr_trl.errors import UserError
 from agr_trl.evaluation import PairMetrics, ranking_means, ranking_per_query
@@ -107,7 +108,7 @@ class Retriever:
         """Return the log-odds of "relevant" for aligned pairs, (N,) float32.
 
         Their sigmoid is the probability. Pairs are sorted by length and batched by tokens, so that
-        little is spent on padding.
+        little is spent on padding. Raises `UserError` for a model that answers NaN or infinity.
         """
         if not queries:
             return np.zeros(0, dtype=np.float32)
@@ -125,6 +126,11 @@ class Retriever:
                 scores[rows] = self.model(**batch).logits.reshape(-1).float().cpu().numpy()
         finally:
             self.model.train(was_training)
+        if not np.isfinite(scores).all():
+            raise UserError(
+                f"the retriever gives {(~np.isfinite(scores)).sum()} of {len(scores)} pairs no "
+                "number; its weights are broken: train it again with a lower `learning_rate`"
+            )
         return scores
 
     def encode(
@@ -268,7 +274,10 @@ def retriever_trainer(
         data_collator=DataCollatorWithPadding(retriever.tokenizer),
         compute_loss_func=trainer_relevance_loss,
         compute_metrics=compute_metrics,
-        callbacks=[EarlyStoppingCallback(patience)] if patience else [],
+        callbacks=[
+            BadNumbersCallback(),
+            *([EarlyStoppingCallback(patience)] if patience else []),
+        ],
     )
 
 

@@ -12,6 +12,7 @@ import yaml
 from peft import PeftModel
 
 from agr_trl.acceptance import AcceptanceFilter, vocabulary_of
+from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import (
     DataArguments,
     GeneratorArguments,
@@ -107,6 +108,7 @@ def generator_trainer(
         args=args,
         train_dataset=datasets.Dataset.from_pandas(prompts, preserve_index=False),
         processing_class=tokenizer,
+        callbacks=[BadNumbersCallback()],
         peft_config=None if is_adapter else generator_lora(lora),
         max_prompt_tokens=settings.max_prompt_tokens,
     )

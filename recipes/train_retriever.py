@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
+from agr_trl.bad_numbers import refuse_constant_scores
 from agr_trl.config import DataArguments, RetrieverArguments, parse_recipe
 from agr_trl.evaluation import format_table, score_candidates
 from agr_trl.hub import publish_folder, take_hub_settings
@@ -54,6 +55,8 @@ def main() -> None:
 
     # 3. Before, training, after
     before, after = train_and_evaluate(trainer)
+    few = dev.head(200)
+    refuse_constant_scores(retriever.score(few["query"].tolist(), few["document"].tolist()))
 
     # 4. Save what others load, and the numbers of this run
     if is_main_process():

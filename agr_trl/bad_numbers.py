@@ -1,0 +1,96 @@
+"""Training that has gone wrong is noticed when it is logged, and named with what to change."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from agr_trl.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Logged name, the value at which nothing is learned any more, and what to tell the user.
+IDLE_VALUES = (
+    (
+        "frac_reward_zero_std",
+        1.0,
+        "all queries of every product earn the same, so there is no gradient; raise "
+        "`num_generations` or `temperature`, or lower `min_relevance`",
+    ),
+    (
+        "rewards/accepted/mean",
+        0.0,
+        "no query would be accepted; lower `min_relevance` or warm the generator up for longer",
+    ),
+    (
+        "completions/clipped_ratio",
+        1.0,
+        "no query ends within `max_completion_length`; raise it or warm the generator up longer",
+    ),
+    (
+        "queries/query_words",
+        0.0,
+        "all queries are blank; warm the generator up for longer or lower `learning_rate`",
+    ),
+)
+
+
+class BadNumbersCallback(TrainerCallback):
+    """Stop at a number that is not finite; warn, once each, when nothing can be learned.
+
+    Looks at what a Trainer logs, every `logging_steps` steps, without cost in between. Checkpoints
+    from before stay, and so do earlier rounds. Loss, gradient and reward must be finite; the
+    warnings are `IDLE_VALUES`.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Raise `UserError` for a NaN or an infinity, warn of idle training."""
+        logged = {name: value for name, value in (logs or {}).items() if _is_number(value)}
+        for name, value in logged.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"step {state.global_step}: `{name}` is {value}; lower `learning_rate` "
+                    f"(now {args.learning_rate}), or train in float32 or bfloat16"
+                )
+        for name, idle, advice in IDLE_VALUES:
+            if logged.get(name) == idle and name not in self._told:
+                self._told.add(name)
+                logger.warning("step %d: %s", state.global_step, advice)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def refuse_constant_scores(scores: np.ndarray) -> None:
+    """Raise `UserError` for a retriever that says the same, to 1e-4 in log-odds, of all pairs."""
+    if len(scores) > 1 and np.ptp(scores) < 1e-4:
+        raise UserError(
+            f"the retriever gives all {len(scores)} dev pairs the log-odds {scores[0]:.3f}; "
+            "lower `retriever.learning_rate`, or train for more steps"
+        )
+
+
+def refuse_useless_queries(queries: Sequence[str], products: int) -> None:
+    """Raise `UserError` for a generator that writes blanks alone, or one query for all products."""
+    distinct = {" ".join(query.lower().split()) for query in queries}
+    if not any(character.isalnum() for query in distinct for character in query):
+        raise UserError("the generator writes blank queries only; warm it up for longer")
+    if products > 10 and len(distinct) == 1:
+        raise UserError(
+            f"the generator writes `{distinct.pop()}` for all {products} products; raise "
+            "`generator.beta`, lower `generator.learning_rate`, or warm it up for longer"
+        )
