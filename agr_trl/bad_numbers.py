@@ -76,8 +76,8 @@ def _is_number(value: Any) -> bool:
 
 
 def refuse_constant_scores(scores: np.ndarray) -> None:
-    """Raise `UserError` for a retriever that says the same, to 1e-4 in log-odds, of all pairs."""
-    if len(scores) > 1 and np.ptp(scores) < 1e-4:
+    """Raise `UserError` for a retriever that says the same, to 1e-6 in log-odds, of all pairs."""
+    if len(scores) > 1 and np.ptp(scores) < 1e-6:
         raise UserError(
             f"the retriever gives all {len(scores)} dev pairs the log-odds {scores[0]:.3f}; "
             "lower `retriever.learning_rate`, or train for more steps"
