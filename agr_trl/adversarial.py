@@ -67,7 +67,7 @@ from agr_trl.runtime import (
     write_json,
     write_parquet,
 )
-from agr_trl.search import BM25Index
+from agr_trl.search import BM25Index, score_distinct
 from agr_trl.stages import (
     acceptance_filter,
     attack_rewards,
@@ -312,7 +312,7 @@ class AdversarialRun:
         retriever = Retriever.from_pretrained(str(self._best_retriever(number))).to_device()
         queries, documents = drawn["query"].tolist(), drawn["document"].tolist()
         relevance = independent_scores(self.relevance, queries, documents)
-        probability = expit(retriever.score(queries, documents))
+        probability = expit(score_distinct(retriever.score, queries, documents))
         reasons = self.acceptance.reasons(
             queries,
             documents,
@@ -408,7 +408,9 @@ class AdversarialRun:
             queries = pd.read_parquet(folder / QUERIES_FILE)
             audit = self._query_metrics(queries)
             if self.scores_again:
-                log_odds = retriever.score(queries["query"].tolist(), queries["document"].tolist())
+                log_odds = score_distinct(
+                    retriever.score, queries["query"].tolist(), queries["document"].tolist()
+                )
                 queries = queries.assign(probability_after=expit(log_odds))
                 write_parquet(folder / QUERIES_FILE, queries)
         dev = self.evaluate(retriever.score, "dev")
