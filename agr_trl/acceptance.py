@@ -54,6 +54,18 @@ def distinct_n(queries: Sequence[str], n: int) -> float:
     return len(grams) / grams.total() if grams else 0.0
 
 
+def refuse_useless_queries(queries: Sequence[str], products: int) -> None:
+    """Raise `UserError` for a generator that writes blanks alone, or one query for all products."""
+    distinct = {" ".join(words(query)) for query in queries}
+    if distinct <= {""}:
+        raise UserError("the generator writes blank queries only; warm it up for longer")
+    if products > 10 and len(distinct) == 1:
+        raise UserError(
+            f"the generator writes `{distinct.pop()}` for all {products} products; raise "
+            "`generator.beta`, lower `generator.learning_rate`, or warm it up for longer"
+        )
+
+
 def query_statistics(queries: Sequence[str], documents: Sequence[str]) -> dict[str, float]:
     """Return the audit of a set of queries: copying, repetition, variety and length in words."""
     lengths = [len(words(query)) for query in queries]

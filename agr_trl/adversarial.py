@@ -28,8 +28,9 @@ from agr_trl.acceptance import (
     AcceptanceFilter,
     independent_scores,
     query_statistics,
+    refuse_useless_queries,
 )
-from agr_trl.bad_numbers import refuse_constant_scores, refuse_useless_queries
+from agr_trl.bad_numbers import refuse_constant_scores
 from agr_trl.config import (
     DataArguments,
     GeneratorArguments,
@@ -72,6 +73,7 @@ from agr_trl.stages import (
     acceptance_filter,
     attack_rewards,
     begin_run_folder,
+    calibrated_relevance,
     catalogue_prompts,
     demo_oracle,
     generator_trainer,
@@ -136,9 +138,7 @@ class AdversarialRun:
         train = self.dataset.pairs("train")
         if (train["label"] >= 0.5).all():  # as in most BEIR sets, which list relevant products only
             train = self.gold
-        return CalibratedRelevance(self.relevance).fit(
-            train["query"].tolist(), train["document"].tolist(), train["label"].to_numpy()
-        )
+        return calibrated_relevance(self.relevance, train)
 
     @cached_property
     def acceptance(self) -> AcceptanceFilter:
@@ -242,7 +242,6 @@ class AdversarialRun:
             retriever,
             self.relevance,
             self.acceptance,
-            self.reward_args,
             self.calibrated,
             self.dataset.documents,
         )
@@ -415,10 +414,7 @@ class AdversarialRun:
                 write_parquet(folder / QUERIES_FILE, queries)
         dev = self.evaluate(retriever.score, "dev")
         if not number:  # later a retriever that has collapsed is rolled back
-            pairs = self.dataset.pairs("dev").head(200)
-            refuse_constant_scores(
-                retriever.score(pairs["query"].tolist(), pairs["document"].tolist())
-            )
+            refuse_constant_scores(retriever.score, self.dataset.pairs("dev"))
         best = self.best_round(number)
         value = dev[self.loop.dev_metric]
         bar = self.round_metrics(best)["dev"][self.loop.dev_metric] if number else None

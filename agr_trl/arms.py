@@ -83,7 +83,7 @@ def arm_changes(arm: str, recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def cross_fit(
-    dataset: RelevanceDataset, folds: int, fold: int, seed: int, choosing_fraction: float = 0.25
+    dataset: RelevanceDataset, folds: int, fold: int, seed: int, choosing_fraction: float
 ) -> tuple[RelevanceDataset, RelevanceDataset]:
     """Return what a fold trains on (splits train and dev) and what it is scored on (split test).
 

@@ -2,13 +2,14 @@
 
 import logging
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from agr_trl.errors import UserError
+from agr_trl.search import Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -75,22 +76,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def refuse_constant_scores(scores: np.ndarray) -> None:
-    """Raise `UserError` for a retriever that says the same, to 1e-6 in log-odds, of all pairs."""
+def refuse_constant_scores(scorer: Scorer, pairs: pd.DataFrame) -> None:
+    """Raise `UserError` for a retriever that says the same of all pairs, to 1e-6 in log-odds.
+
+    Asks for the first 200 of `pairs` (columns query and document).
+    """
+    few = pairs.head(200)
+    scores = scorer(few["query"].tolist(), few["document"].tolist())
     if len(scores) > 1 and np.ptp(scores) < 1e-6:
         raise UserError(
             f"the retriever gives all {len(scores)} dev pairs the log-odds {scores[0]:.3f}; "
             "lower `retriever.learning_rate`, or train for more steps"
-        )
-
-
-def refuse_useless_queries(queries: Sequence[str], products: int) -> None:
-    """Raise `UserError` for a generator that writes blanks alone, or one query for all products."""
-    distinct = {" ".join(query.lower().split()) for query in queries}
-    if not any(character.isalnum() for query in distinct for character in query):
-        raise UserError("the generator writes blank queries only; warm it up for longer")
-    if products > 10 and len(distinct) == 1:
-        raise UserError(
-            f"the generator writes `{distinct.pop()}` for all {products} products; raise "
-            "`generator.beta`, lower `generator.learning_rate`, or warm it up for longer"
         )

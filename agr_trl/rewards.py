@@ -155,7 +155,8 @@ class RelevanceReward:
 class AcceptanceReward:
     """1 for a query that the acceptance filter would keep, else 0.
 
-    Its mean is the acceptance rate. The recipes give it weight 0: logged, not optimised.
+    Its mean is the acceptance rate. The recipes give it weight 0: logged, not optimised. The last
+    answer is kept, since the gate of the loss reward asks for the same queries just before.
     """
 
     __name__ = "accepted"
@@ -163,6 +164,8 @@ class AcceptanceReward:
     def __init__(self, relevance: RelevanceScorer, acceptance: AcceptanceFilter) -> None:
         self.relevance = relevance
         self.acceptance = acceptance
+        self._asked: tuple[Any, ...] = ()
+        self._answer: list[float] = []
 
     def __call__(
         self,
@@ -173,8 +176,11 @@ class AcceptanceReward:
         **_: Any,
     ) -> list[float]:
         """Return 0.0 or 1.0 a completion."""
-        relevance = independent_scores(self.relevance, completions, document)
-        reasons = self.acceptance.reasons(
-            completions, document, title, np.asarray(product_index), relevance
-        )
-        return [float(not reason) for reason in reasons]
+        asked = (tuple(completions), tuple(product_index))
+        if asked != self._asked:
+            relevance = independent_scores(self.relevance, completions, document)
+            reasons = self.acceptance.reasons(
+                completions, document, title, np.asarray(product_index), relevance
+            )
+            self._asked, self._answer = asked, [float(not reason) for reason in reasons]
+        return list(self._answer)

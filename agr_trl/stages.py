@@ -72,11 +72,17 @@ def acceptance_filter(
     return AcceptanceFilter(args, index, vocabulary_of(texts), relevance)
 
 
+def calibrated_relevance(relevance: EmbeddingScorer, pairs: pd.DataFrame) -> CalibratedRelevance:
+    """Return S calibrated on judged pairs (columns query, document, label)."""
+    return CalibratedRelevance(relevance).fit(
+        pairs["query"].tolist(), pairs["document"].tolist(), pairs["label"].to_numpy()
+    )
+
+
 def attack_rewards(
     retriever: Retriever,
     relevance: EmbeddingScorer,
     acceptance: AcceptanceFilter,
-    args: RewardArguments,
     calibrated: CalibratedRelevance | None,
     catalogue: Sequence[str],
 ) -> list[Any]:
@@ -86,7 +92,12 @@ def attack_rewards(
     """
     accepted = AcceptanceReward(relevance, acceptance)
     loss = RetrieverLossReward(
-        retriever.to_device(), args, accepted, calibrated, acceptance.index, catalogue
+        retriever.to_device(),
+        acceptance.settings,
+        accepted,
+        calibrated,
+        acceptance.index,
+        catalogue,
     )
     return [loss, RelevanceReward(relevance), accepted]
 

@@ -21,7 +21,7 @@ from agr_trl.config import (
 )
 from agr_trl.generator import load_generator, sample_queries
 from agr_trl.hub import publish_folder, take_hub_settings
-from agr_trl.relevance import CalibratedRelevance, load_relevance_scorer
+from agr_trl.relevance import load_relevance_scorer
 from agr_trl.retriever import Retriever
 from agr_trl.runtime import (
     is_main_process,
@@ -34,6 +34,7 @@ from agr_trl.search import BM25Index
 from agr_trl.stages import (
     acceptance_filter,
     attack_rewards,
+    calibrated_relevance,
     catalogue_prompts,
     generator_trainer,
     load_dataset,
@@ -73,13 +74,8 @@ def main() -> None:
     acceptance = acceptance_filter(reward_args, index, dataset, relevance)
     calibrated = None
     if reward_args.loss_reward == "disagreement":  # with the soft label, which is S calibrated
-        train = dataset.pairs("train")
-        calibrated = CalibratedRelevance(relevance).fit(
-            train["query"].tolist(), train["document"].tolist(), train["label"].to_numpy()
-        )
-    rewards = attack_rewards(
-        retriever, relevance, acceptance, reward_args, calibrated, dataset.documents
-    )
+        calibrated = calibrated_relevance(relevance, dataset.pairs("train"))
+    rewards = attack_rewards(retriever, relevance, acceptance, calibrated, dataset.documents)
     model, tokenizer = load_generator(script_args.generator_name_or_path)
     trainer = generator_trainer(model, tokenizer, args, lora_args, script_args, prompts, rewards)
 

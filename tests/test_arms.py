@@ -61,7 +61,7 @@ def test_every_query_is_held_out_once_and_never_trained_on(write, tmp_path):
     texts = dataset.queries.set_index("query_id")["query"]
     scored = []
     for fold in range(2):
-        training, held_out = cross_fit(dataset, 2, fold, seed=0)
+        training, held_out = cross_fit(dataset, 2, fold, seed=0, choosing_fraction=0.25)
         test = held_out.pairs("test")
         assert set(training.judgements["split"]) == {"train", "dev"}
         inside = texts[training.judgements["query_id"].unique()]
@@ -77,7 +77,7 @@ def test_without_ids_the_catalogue_is_the_training_documents(tmp_path):
     table = pd.DataFrame(rows, columns=["query", "document", "label"])
     table.to_csv(folder / "train.csv", index=False)
     dataset = load_relevance_dataset("pairs", folder)
-    training, held_out = cross_fit(dataset, 3, 0, seed=0)
+    training, held_out = cross_fit(dataset, 3, 0, seed=0, choosing_fraction=0.25)
     assert not set(training.documents) & set(held_out.pairs("test")["document"])
     assert len(training.documents) == 8  # four of six queries, two documents each
 

@@ -15,12 +15,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from agr_trl.bad_numbers import (
-    IDLE_VALUES,
-    BadNumbersCallback,
-    refuse_constant_scores,
-    refuse_useless_queries,
-)
+from agr_trl.acceptance import refuse_useless_queries
+from agr_trl.bad_numbers import IDLE_VALUES, BadNumbersCallback, refuse_constant_scores
 from agr_trl.config import WarmUpArguments
 from agr_trl.errors import UserError
 from agr_trl.generator import warm_up_trainer
@@ -77,10 +73,14 @@ def test_a_warm_up_that_diverges_stops(tmp_path):
 
 
 def test_a_retriever_that_says_the_same_of_everything():
-    refuse_constant_scores(np.array([0.3, 0.30001]))
-    refuse_constant_scores(np.array([0.3]))
+    def refuse(*scores):
+        pairs = pd.DataFrame({"query": ["chair"] * len(scores), "document": "red chair"})
+        refuse_constant_scores(lambda *_: np.array(scores), pairs)
+
+    refuse(0.3, 0.30001)
+    refuse(0.3)
     with pytest.raises(UserError, match=r"all 3 dev pairs the log-odds 0\.300"):
-        refuse_constant_scores(np.array([0.3, 0.3, 0.3]))
+        refuse(0.3, 0.3, 0.3)
 
 
 def test_a_generator_that_writes_nothing_or_one_query():

@@ -184,6 +184,22 @@ def test_acceptance_is_0_or_1():
     assert rewards == [1, 0, 0, 0]  # accepted, low relevance, blank, a duplicate
 
 
+def test_gate_and_acceptance_judge_a_batch_once(monkeypatch):
+    accepted = AcceptanceReward(WordOverlap(), AcceptanceFilter(RewardArguments()))
+    loss = RetrieverLossReward(build_retriever(), RewardArguments(), accepted)
+    judged = []
+    rules = AcceptanceFilter.reasons
+    monkeypatch.setattr(
+        AcceptanceFilter, "reasons", lambda *args: judged.append(args[1]) or rules(*args)
+    )
+    columns = {"document": DOCUMENTS[:1], "title": ["red wooden chair"], "product_index": [0]}
+    loss(["red chair"], **columns)
+    assert accepted(["red chair"], **columns) == [1]
+    assert judged == [["red chair"]]
+    assert accepted(["lamp"], **columns) == [0]  # others are judged anew
+    assert judged == [["red chair"], ["lamp"]]
+
+
 def test_trl_trains_with_these_rewards(tmp_path):
     settings = RewardArguments(min_relevance=0.5)
     retriever, relevance = build_retriever(), WordOverlap()
