@@ -56,7 +56,7 @@ from agr_trl.generator import (
 )
 from agr_trl.pretraining import new_or_loaded_retriever
 from agr_trl.query_files import write_query_files
-from agr_trl.relevance import CalibratedRelevance, EmbeddingScorer, load_relevance_scorer
+from agr_trl.relevance import EmbeddingScorer, Teacher, load_relevance_scorer
 from agr_trl.retriever import Retriever, dev_metrics, retriever_trainer
 from agr_trl.rewards import excess_loss
 from agr_trl.runtime import (
@@ -73,9 +73,9 @@ from agr_trl.stages import (
     acceptance_filter,
     attack_rewards,
     begin_run_folder,
-    calibrated_relevance,
     catalogue_prompts,
     demo_oracle,
+    fitted_teacher,
     generator_trainer,
     load_dataset,
     save_log,
@@ -116,6 +116,7 @@ class AdversarialRun:
         self.seed: int = self.run_args.seed
         self.times: dict[str, float] = {}
         self.start = start or self.folder
+        self._ensembles: dict[Path, Teacher] = {}  # by the retriever that is one of the judges
         self.scores_again = True  # whether R's probability after training is kept with each query
         self.dataset = load_dataset(self.data_args) if dataset is None else dataset
         self._check_dev_metric()
@@ -133,12 +134,12 @@ class AdversarialRun:
         return load_relevance_scorer(self.reward_args.relevance_model, self.dataset.documents)
 
     @cached_property
-    def calibrated(self) -> CalibratedRelevance:
-        """S turned into probabilities on the train pairs: soft labels and the cosine baseline."""
+    def calibrated(self) -> Teacher:
+        """S turned into probabilities on the train pairs: a teacher, and the cosine baseline."""
         train = self.dataset.pairs("train")
         if (train["label"] >= 0.5).all():  # as in most BEIR sets, which list relevant products only
             train = self.gold
-        return calibrated_relevance(self.relevance, train)
+        return fitted_teacher(train, self.relevance.score)
 
     @cached_property
     def acceptance(self) -> AcceptanceFilter:
@@ -242,7 +243,7 @@ class AdversarialRun:
             retriever,
             self.relevance,
             self.acceptance,
-            self.calibrated,
+            self._teacher(number),
             self.dataset.documents,
         )
         trainer = generator_trainer(model, tokenizer, args, lora, settings, chosen, rewards)
@@ -375,7 +376,8 @@ class AdversarialRun:
             self.index,
             self.loop,
             self.retriever_args.negative_margin,
-            self.calibrated,
+            self.relevance,
+            self._teacher(number),
             self.seed + number,
         )
         return mix(self.gold, synthetic, self.loop, self.seed + number)
@@ -393,9 +395,25 @@ class AdversarialRun:
             return accepted
         if self.loop.hardest_of == 1:
             return accepted.sample(limit, random_state=self.seed + number)
-        labels = synthetic_labels(accepted["relevance"].to_numpy(), self.loop, self.calibrated)
+        labels = synthetic_labels(
+            accepted["query"].tolist(),
+            accepted["document"].tolist(),
+            self.loop,
+            self._teacher(number),
+        )
         losses = excess_loss(accepted["probability"].to_numpy(), labels)
         return accepted.iloc[np.argsort(-losses, kind="stable")[:limit]]
+
+    def _teacher(self, number: int) -> Teacher:
+        """Return who labels the queries that attack a round's retriever."""
+        if self.loop.teacher == "relevance":
+            return self.calibrated
+        path = self._best_retriever(number)
+        if path not in self._ensembles:
+            retriever = Retriever.from_pretrained(str(path)).freeze().to_device()
+            dev = self.dataset.pairs("dev")
+            self._ensembles[path] = fitted_teacher(dev, self.relevance.score, retriever.score)
+        return self._ensembles[path]
 
     def _evaluate_round(self, target: Path, number: int) -> None:
         if not is_main_process():
@@ -539,6 +557,11 @@ class AdversarialRun:
         if self.loop.dev_metric not in known:
             raise UserError(
                 f"`dev_metric` is {self.loop.dev_metric}; this data has {', '.join(known)}"
+            )
+        if self.loop.teacher == "ensemble" and relevant.nunique() < 2:
+            raise UserError(
+                "`teacher: ensemble` is weighed on dev pairs, and these are all of one kind; "
+                "use `relevance`, or add judged dev pairs of the other kind"
             )
 
     # --- Where things are ------------------------------------------------------------------------

@@ -373,7 +373,14 @@ class LoopArguments(SamplingArguments):
     soft_labels: bool = field(
         default=True,
         metadata={
-            "help": "Label synthetic pairs with S calibrated on gold pairs instead of 1 and 0"
+            "help": "Label synthetic pairs with the teacher's probability instead of 1 and 0"
+        },
+    )
+    teacher: Literal["relevance", "ensemble"] = field(
+        default="relevance",
+        metadata={
+            "help": "Who gives soft labels: S calibrated on train pairs, or S and the attacked "
+            "retriever together, weighed on dev pairs, which that retriever has not learned"
         },
     )
     continue_generator: bool = field(

@@ -8,12 +8,16 @@ from typing import Protocol
 
 import numpy as np
 from accelerate import PartialState
+from scipy.special import expit
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from agr_trl.errors import UserError
 from agr_trl.retriever import resolve_model_name
+from agr_trl.search import Scorer, score_distinct
 
 logger = logging.getLogger(__name__)
 
@@ -126,19 +130,22 @@ def load_relevance_scorer(name_or_path: str, catalogue: Sequence[str]) -> Embedd
     return SentenceTransformerScorer(name_or_path, catalogue)
 
 
-class CalibratedRelevance:
-    """P(relevant | S) by Platt scaling of S on judged pairs: the soft labels of synthetic pairs.
+class Teacher:
+    """P(relevant) from what judges say of a pair: the soft labels of synthetic pairs.
 
-    p = 1 / (1 + exp(-(a * S + b))), a and b fitted by logistic regression (Platt 1999).
+    p = 1 / (1 + exp(-(a * s + b))), with s the judges' scores, each on any scale, standardised; a
+    and b are fitted by logistic regression. With S as the one judge this is Platt scaling (Platt
+    1999), with several it is stacking (Wolpert 1992): where they err differently, errors cancel.
     """
 
-    def __init__(self, scorer: RelevanceScorer) -> None:
-        self.scorer = scorer
-        self._regression = LogisticRegression()
+    def __init__(self, *judges: Scorer) -> None:
+        self._judges = judges
+        weighing = LogisticRegression(C=100)  # hardly shrunk
+        self._regression = make_pipeline(StandardScaler(), weighing)
 
     def fit(
         self, queries: Sequence[str], documents: Sequence[str], labels: np.ndarray
-    ) -> "CalibratedRelevance":
+    ) -> "Teacher":
         """Fit on judged pairs; labels (N,) in [0, 1] are binarised at .5.
 
         Raises `UserError` when only one class occurs.
@@ -146,29 +153,24 @@ class CalibratedRelevance:
         classes = np.asarray(labels) >= 0.5
         if classes.all() or not classes.any():
             raise UserError(
-                f"all {len(classes)} train pairs have one label, so S cannot be calibrated; "
+                f"all {len(classes)} judged pairs have one label, so S cannot be calibrated; "
                 "add judged pairs of the other kind, or change `--relevant_grade`"
             )
-        self._regression.fit(self._features(self.scorer.score(queries, documents)), classes)
-        if self._regression.coef_[0, 0] <= 0:
-            logger.warning("S is no higher for relevant train pairs: soft labels mean little")
+        self._regression.fit(self._scores(queries, documents), classes)
+        if (self._regression[-1].coef_ <= 0).all():
+            logger.warning("S is no higher for relevant pairs: soft labels mean little")
         return self
 
-    def probability(self, relevance: np.ndarray) -> np.ndarray:
-        """Return the probability of "relevant" for values of S, shape (N,)."""
-        if not len(relevance):
-            return np.zeros(0, dtype=np.float32)
-        return self._regression.predict_proba(self._features(relevance))[:, 1].astype(np.float32)
-
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        """Return calibrated log-odds of aligned pairs, (N,) float64: S, evaluated like R."""
+        """Return log-odds of "relevant" of aligned pairs, (N,) float64."""
         if not queries:
             return np.zeros(0)
-        return self._regression.decision_function(
-            self._features(self.scorer.score(queries, documents))
-        )
+        return self._regression.decision_function(self._scores(queries, documents))
 
-    @staticmethod
-    def _features(relevance: np.ndarray) -> np.ndarray:
-        # Spread S over about unit scale: the regression's default penalty then hardly shrinks it.
-        return (np.asarray(relevance, dtype=np.float64)[:, None] - 0.5) * 20
+    def probability(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        """Return the probability of "relevant" of aligned pairs, (N,) float32."""
+        return expit(self.score(queries, documents)).astype(np.float32)
+
+    def _scores(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        scores = [score_distinct(judge, queries, documents) for judge in self._judges]
+        return np.column_stack(scores)

@@ -16,7 +16,7 @@ from agr_trl.acceptance import AcceptanceFilter, independent_scores, query_stati
 from agr_trl.config import RewardArguments
 from agr_trl.errors import UserError
 from agr_trl.losses import relevance_bce
-from agr_trl.relevance import CalibratedRelevance, RelevanceScorer
+from agr_trl.relevance import RelevanceScorer, Teacher
 from agr_trl.retriever import Retriever
 from agr_trl.search import BM25Index, score_distinct
 
@@ -29,7 +29,7 @@ class RetrieverLossReward:
     `uncertainty`: 2 * min(p, 1 - p); 1 where the retriever cannot decide.
     `margin_band`: 1 for p in [band_low, band_high], falling linearly to 0 at p = 0 and p = 1; keeps
     the generator away from pairs that are simply wrong (R-Zero, arXiv 2508.05004, keeps .3 to .8).
-    Against the soft label y of `calibrated`, from which the retriever will learn the query:
+    Against the soft label y of `teacher`, from which the retriever will learn the query:
     `disagreement`: min(KL(y || p), cap) / cap, the loss that learning can take away, whichever of
     the two is higher. With `loss_reward_negatives` n, its mean over the product and the query's n
     best BM25 products beside it, the pairs that would be mined as its negatives.
@@ -45,20 +45,20 @@ class RetrieverLossReward:
         retriever: Retriever,
         settings: RewardArguments,
         gate: "AcceptanceReward | None" = None,
-        calibrated: CalibratedRelevance | None = None,
+        teacher: Teacher | None = None,
         index: BM25Index | None = None,
         catalogue: Sequence[str] = (),
     ) -> None:
         if settings.gate_loss_reward and gate is None:
             raise UserError("`gate_loss_reward` needs rules; pass `gate`, or set it to false")
-        if settings.loss_reward == "disagreement" and calibrated is None:
-            raise UserError("`loss_reward: disagreement` needs soft labels; pass `calibrated`")
+        if settings.loss_reward == "disagreement" and teacher is None:
+            raise UserError("`loss_reward: disagreement` needs soft labels; pass `teacher`")
         if settings.loss_reward_negatives and index is None:
             raise UserError("`loss_reward_negatives` needs BM25; pass `index` and `catalogue`")
         self.retriever = retriever.freeze()
         self.settings = settings
         self.gate = gate if settings.gate_loss_reward else None
-        self.calibrated, self.index, self.catalogue = calibrated, index, catalogue
+        self.teacher, self.index, self.catalogue = teacher, index, catalogue
 
     def __call__(
         self,
@@ -95,7 +95,7 @@ class RetrieverLossReward:
         self, completions: Sequence[str], document: Sequence[str], product_index: Sequence[int]
     ) -> np.ndarray:
         """Return the mean capped KL of each query's pairs, (N,) in [0, 1]."""
-        assert self.calibrated is not None
+        assert self.teacher is not None
         rows, documents = np.arange(len(completions)), list(document)
         if self.settings.loss_reward_negatives:
             others, texts = self._neighbours(completions, product_index)
@@ -103,7 +103,7 @@ class RetrieverLossReward:
         queries = [completions[row] for row in rows.tolist()]
         losses = excess_loss(
             expit(score_distinct(self.retriever.score, queries, documents)),
-            expit(self.calibrated.score(queries, documents)),
+            self.teacher.probability(queries, documents),
         )
         capped = np.minimum(losses, self.settings.loss_cap_nats) / self.settings.loss_cap_nats
         return np.bincount(rows, capped) / np.bincount(rows)

@@ -23,7 +23,7 @@ from agr_trl.config import (
 from agr_trl.data import RelevanceDataset, load_relevance_dataset
 from agr_trl.errors import UserError
 from agr_trl.generator import generator_lora
-from agr_trl.relevance import CalibratedRelevance, EmbeddingScorer
+from agr_trl.relevance import EmbeddingScorer, Teacher
 from agr_trl.retriever import Retriever
 from agr_trl.rewards import AcceptanceReward, RelevanceReward, RetrieverLossReward
 from agr_trl.runtime import (
@@ -36,7 +36,7 @@ from agr_trl.runtime import (
     write_json,
     write_text,
 )
-from agr_trl.search import BM25Index
+from agr_trl.search import BM25Index, Scorer
 from agr_trl.seq2seq_trainer import Seq2SeqRLOOTrainer
 
 FREE_SETTINGS = ("rounds", "dataset_path")  # may differ when a run is resumed
@@ -72,9 +72,9 @@ def acceptance_filter(
     return AcceptanceFilter(args, index, vocabulary_of(texts), relevance)
 
 
-def calibrated_relevance(relevance: EmbeddingScorer, pairs: pd.DataFrame) -> CalibratedRelevance:
-    """Return S calibrated on judged pairs (columns query, document, label)."""
-    return CalibratedRelevance(relevance).fit(
+def fitted_teacher(pairs: pd.DataFrame, *judges: Scorer) -> Teacher:
+    """Return the teacher that these judges make on judged pairs (query, document, label)."""
+    return Teacher(*judges).fit(
         pairs["query"].tolist(), pairs["document"].tolist(), pairs["label"].to_numpy()
     )
 
@@ -83,19 +83,19 @@ def attack_rewards(
     retriever: Retriever,
     relevance: EmbeddingScorer,
     acceptance: AcceptanceFilter,
-    calibrated: CalibratedRelevance | None,
+    teacher: Teacher | None,
     catalogue: Sequence[str],
 ) -> list[Any]:
     """Return the rewards that `reward_weights` weighs: loss of the frozen R, S, acceptance.
 
-    `calibrated` gives soft labels, which only `loss_reward: disagreement` reads.
+    `teacher` gives soft labels, which only `loss_reward: disagreement` reads.
     """
     accepted = AcceptanceReward(relevance, acceptance)
     loss = RetrieverLossReward(
         retriever.to_device(),
         acceptance.settings,
         accepted,
-        calibrated,
+        teacher,
         acceptance.index,
         catalogue,
     )

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from agr_trl.acceptance import independent_scores
 from agr_trl.config import LoopArguments, RetrieverArguments
 from agr_trl.data import RelevanceDataset
 from agr_trl.negatives import mine_negatives
-from agr_trl.relevance import CalibratedRelevance
+from agr_trl.relevance import RelevanceScorer, Teacher
 from agr_trl.search import BM25Index, Scorer
 
 COLUMNS = ["query", "document", "label", "source"]
@@ -67,24 +66,25 @@ def synthetic_pairs(
     index: BM25Index,
     args: LoopArguments,
     margin: float | None,
-    calibrated: CalibratedRelevance,
+    relevance: RelevanceScorer,
+    teacher: Teacher,
     seed: int,
 ) -> pd.DataFrame:
     """Return accepted queries with their products and mined negatives, columns as `gold_pairs`.
 
-    `queries` has query, product_index and relevance. With `soft_labels` every pair is labelled with
-    the probability that S, calibrated on gold pairs, gives it; a hard query that is hardly relevant
-    then teaches little, and a "negative" may be any BM25 candidate, since its label says how
-    relevant it is (GPL, arXiv 2112.07577, labels by a teacher for the same reasons). Without soft
-    labels hard negatives keep the `margin`.
+    `queries` has query and product_index. With `soft_labels` every pair is labelled with the
+    teacher's probability; a hard query that is hardly relevant then teaches little, and a
+    "negative" may be any BM25 candidate, since its label says how relevant it is (GPL, arXiv
+    2112.07577, labels by a teacher for the same reasons). Without soft labels hard negatives keep
+    the `margin` in S, `relevance`.
     """
     queries = queries.reset_index(drop=True)
-    relevance = queries["relevance"].to_numpy()
+    own = _texts(dataset.documents, queries["product_index"])
     positives = pd.DataFrame(
         {
             "query": queries["query"],
-            "document": _texts(dataset.documents, queries["product_index"]),
-            "label": synthetic_labels(relevance, args, calibrated),
+            "document": own,
+            "label": synthetic_labels(queries["query"].tolist(), own, args, teacher),
             "source": "synthetic",
         }
     )
@@ -95,7 +95,7 @@ def synthetic_pairs(
         dataset.documents,
         num_hard=args.synthetic_hard_negatives,
         num_random=args.synthetic_random_negatives,
-        scorer=calibrated.scorer.score,
+        scorer=relevance.score,
         margin=margin,
         any_candidate=args.soft_labels,
         pool_size=args.synthetic_negative_pool,
@@ -105,8 +105,7 @@ def synthetic_pairs(
     documents = _texts(dataset.documents, mined["product_index"])
     labels = np.zeros(len(mined))
     if args.soft_labels:
-        scores = independent_scores(calibrated.scorer, negative_queries, documents)
-        labels = calibrated.probability(scores)
+        labels = teacher.probability(negative_queries, documents)
     negatives = pd.DataFrame(
         {
             "query": negative_queries,
@@ -119,10 +118,10 @@ def synthetic_pairs(
 
 
 def synthetic_labels(
-    relevance: np.ndarray, args: LoopArguments, calibrated: CalibratedRelevance
+    queries: Sequence[str], documents: Sequence[str], args: LoopArguments, teacher: Teacher
 ) -> np.ndarray:
     """Return the labels of generated queries with their own products, (N,) in [0, 1]."""
-    return calibrated.probability(relevance) if args.soft_labels else np.ones(len(relevance))
+    return teacher.probability(queries, documents) if args.soft_labels else np.ones(len(queries))
 
 
 def mix(

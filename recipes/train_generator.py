@@ -34,8 +34,8 @@ from agr_trl.search import BM25Index
 from agr_trl.stages import (
     acceptance_filter,
     attack_rewards,
-    calibrated_relevance,
     catalogue_prompts,
+    fitted_teacher,
     generator_trainer,
     load_dataset,
     save_log,
@@ -72,10 +72,10 @@ def main() -> None:
     relevance = load_relevance_scorer(reward_args.relevance_model, dataset.documents)
     index = BM25Index(dataset.documents)
     acceptance = acceptance_filter(reward_args, index, dataset, relevance)
-    calibrated = None
+    teacher = None
     if reward_args.loss_reward == "disagreement":  # with the soft label, which is S calibrated
-        calibrated = calibrated_relevance(relevance, dataset.pairs("train"))
-    rewards = attack_rewards(retriever, relevance, acceptance, calibrated, dataset.documents)
+        teacher = fitted_teacher(dataset.pairs("train"), relevance.score)
+    rewards = attack_rewards(retriever, relevance, acceptance, teacher, dataset.documents)
     model, tokenizer = load_generator(script_args.generator_name_or_path)
     trainer = generator_trainer(model, tokenizer, args, lora_args, script_args, prompts, rewards)
 

@@ -206,6 +206,7 @@ def test_the_hardest_are_those_furthest_from_their_label(shop, tmp_path):
     queries = pd.DataFrame(
         {
             "query": list("abcde"),
+            "document": ["red chair"] * 5,
             "accepted": [True, True, True, True, False],
             "probability": [0.9, 0.2, 0.6, 0.1, 0.01],
             "relevance": [0.9, 0.6, 0.9, 0.8, 0.9],
@@ -216,7 +217,7 @@ def test_the_hardest_are_those_furthest_from_their_label(shop, tmp_path):
     # Against soft labels a sure retriever may be the one that is wrong: KL(.5 || .9) = .511 for a,
     # KL(.5 || .2) = .223 for b, .020 for c, and d is 0.
     run.loop.soft_labels = True
-    run.calibrated.probability = lambda relevance: np.array([0.5, 0.5, 0.5, 0.1])
+    run.calibrated.probability = lambda *_: np.array([0.5, 0.5, 0.5, 0.1])
     assert run._accepted(1)["query"].tolist() == ["a", "b"]
 
 

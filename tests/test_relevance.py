@@ -2,10 +2,11 @@ import logging
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 from toy_shop import DOCUMENTS, WordOverlap
 
 from agr_trl.errors import UserError
-from agr_trl.relevance import CalibratedRelevance, EmbeddingScorer, load_relevance_scorer
+from agr_trl.relevance import EmbeddingScorer, Teacher, load_relevance_scorer
 
 
 class Compass(EmbeddingScorer):
@@ -89,22 +90,35 @@ def test_calibration_rises_with_s_and_meets_the_rates():
     # S is 1, .5 and 0; relevant are 9 of 10, 10 of 20 and 1 of 10.
     documents = ["red chair"] * 10 + ["red lamp"] * 20 + ["lamp"] * 10
     labels = np.array([0.9] * 9 + [0.1] + [1.0, 0.0] * 10 + [1.0] + [0.0] * 9)
-    calibrated = CalibratedRelevance(WordOverlap()).fit(queries, documents, labels)
-    p = calibrated.probability(np.linspace(0, 1, 11))
-    assert (np.diff(p) > 0).all() and p.dtype == np.float32
-    assert p[[0, 5, 10]] == pytest.approx([0.1, 0.5, 0.9], abs=0.01)
-    log_odds = calibrated.score(["red chair"], ["red lamp"])
+    teacher = Teacher(WordOverlap().score).fit(queries, documents, labels)
+    p = teacher.probability(["red chair"] * 3, ["lamp", "red lamp", "red chair"])
+    assert p == pytest.approx([0.1, 0.5, 0.9], abs=0.01) and p.dtype == np.float32
+    log_odds = teacher.score(["red chair"], ["red lamp"])
     assert log_odds == pytest.approx([0], abs=0.05)
-    assert calibrated.probability(np.zeros(0)).shape == calibrated.score([], []).shape == (0,)
+    assert teacher.probability([], []).shape == teacher.score([], []).shape == (0,)
+
+
+def test_two_judges_who_err_differently_are_better_together_than_each():
+    random = np.random.default_rng(0)
+    labels = random.random(2000) < 0.5
+    documents = [str(row) for row in range(2000)]
+    # Both see the truth through noise of their own, on scales far apart.
+    scores = [scale * (labels + random.normal(0, 1, 2000)) for scale in (0.01, 100)]
+    judges = [lambda _, rows, s=s: s[[int(row) for row in rows]] for s in scores]
+    first, second = (roc_auc_score(labels, s) for s in scores)
+    teacher = Teacher(*judges).fit(["q"] * 1000, documents[:1000], labels[:1000])
+    both = roc_auc_score(labels[1000:], teacher.score(["q"] * 1000, documents[1000:]))
+    # One judge: Phi(1 / sqrt 2) = .760. Two: the mean's noise is 1 / sqrt 2, Phi(1) = .841.
+    assert max(first, second) < 0.79 and both == pytest.approx(0.841, abs=0.02)
 
 
 @pytest.mark.parametrize("label", [0.0, 1.0])
 def test_calibration_needs_both_classes(label):
-    with pytest.raises(UserError, match="all 2 train pairs have one label"):
-        CalibratedRelevance(WordOverlap()).fit(["a", "b"], ["a", "a"], np.full(2, label))
+    with pytest.raises(UserError, match="all 2 judged pairs have one label"):
+        Teacher(WordOverlap().score).fit(["a", "b"], ["a", "a"], np.full(2, label))
 
 
 def test_a_score_that_falls_with_relevance_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
-        CalibratedRelevance(WordOverlap()).fit(["a", "b"] * 5, ["a"] * 10, np.array([0, 1] * 5))
+        Teacher(WordOverlap().score).fit(["a", "b"] * 5, ["a"] * 10, np.array([0, 1] * 5))
     assert "soft labels mean little" in caplog.text

@@ -60,7 +60,7 @@ def test_margin_band_by_hand():
 
 
 class FixedLogits:
-    """A retriever, or a calibrated S, that gives each (query, document) a known log-odds."""
+    """A retriever, or a teacher, that gives each (query, document) a known log-odds."""
 
     def __init__(self, logits):
         self.logits = logits
@@ -71,6 +71,9 @@ class FixedLogits:
     def score(self, queries, documents):
         pairs = zip(queries, documents, strict=True)
         return np.array([self.logits[pair] for pair in pairs])
+
+    def probability(self, queries, documents):
+        return 1 / (1 + np.exp(-self.score(queries, documents)))
 
 
 def test_excess_loss_by_hand():

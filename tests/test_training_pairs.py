@@ -4,7 +4,7 @@ import pytest
 from toy_shop import DOCUMENTS, build_dataset
 
 from agr_trl.config import LoopArguments, RetrieverArguments
-from agr_trl.relevance import CalibratedRelevance
+from agr_trl.relevance import Teacher
 from agr_trl.search import BM25Index
 from agr_trl.training_pairs import COLUMNS, gold_pairs, mix, synthetic_pairs
 
@@ -25,15 +25,13 @@ def gold(hard=0, random=0, dataset=None, seed=0):
 
 
 def synthetic(seed=0, **settings):
-    queries = pd.DataFrame(
-        {"query": ["green lamp", "coffee table"], "product_index": [3, 5], "relevance": [0.2, 0.2]}
-    )
-    calibrated = CalibratedRelevance(Shared()).fit(
+    queries = pd.DataFrame({"query": ["green lamp", "coffee table"], "product_index": [3, 5]})
+    teacher = Teacher(Shared().score).fit(
         ["oak table"] * 4, ["oak table", "table", "desk", "bed"], np.array([1, 1, 0, 0])
     )
     args = LoopArguments(**settings)
-    frame = synthetic_pairs(queries, build_dataset(), INDEX, args, 0.05, calibrated, seed)
-    return frame, calibrated
+    frame = synthetic_pairs(queries, build_dataset(), INDEX, args, 0.05, Shared(), teacher, seed)
+    return frame, teacher
 
 
 def test_gold_pairs_are_the_judged_ones_of_train():
@@ -91,10 +89,10 @@ def test_synthetic_pairs_with_hard_labels():
     assert hard["document"].tolist() == [DOCUMENTS[2], DOCUMENTS[4]]
 
 
-def test_soft_labels_are_the_calibrated_probabilities_of_s():
-    frame, calibrated = synthetic(soft_labels=True)
-    shared = Shared().score(frame["query"], frame["document"])
-    assert frame["label"].tolist() == pytest.approx(calibrated.probability(shared).tolist())
+def test_soft_labels_are_the_teachers_probabilities():
+    frame, teacher = synthetic(soft_labels=True)
+    expected = teacher.probability(frame["query"].tolist(), frame["document"].tolist())
+    assert frame["label"].tolist() == pytest.approx(expected.tolist())
     positives = frame[frame["source"] == "synthetic"]["label"]
     assert (positives > 0.5).all() and (frame["label"] < 1).all()
     assert synthetic(soft_labels=True)[0].equals(frame)
