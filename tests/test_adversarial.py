@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from sklearn.linear_model import LogisticRegression
 from toy_runs import build_run, run_main, write_beir, write_loop_config, write_pairs
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -365,6 +366,37 @@ def test_train_split_of_relevant_products_only_is_calibrated_on_mined_negatives(
     assert (run.gold["label"] == 0).any()
     low, high = run.calibrated.score(["red chair"] * 2, ["blue desk lamp", "red oak chair"])
     assert low < high
+
+
+def test_the_ensemble_hears_the_attacked_retriever_too(config, copy):
+    run = build_run(config, copy, "--teacher", "ensemble")
+    queries, documents = ["red chair"] * 2, ["blue desk lamp", "red oak chair"]
+    before = run._teacher(1).score(queries, documents)
+    assert run._teacher(1) is run._teacher(1)  # fitted once for each retriever
+    alone = run.calibrated.score(queries, documents)
+    assert not np.allclose(before, alone)
+    # By hand: logistic regression on dev of S and the round's retriever, both standardised.
+    retriever = Retriever.from_pretrained(str(copy / "round_00" / "retriever"))
+    dev = run.dataset.pairs("dev")
+
+    def judged(pairs):
+        return np.column_stack([run.relevance.score(*pairs), retriever.score(*pairs)])
+
+    known = judged((dev["query"].tolist(), dev["document"].tolist()))
+    scale = known.std(axis=0)
+    weighing = LogisticRegression(C=100).fit((known - known.mean(axis=0)) / scale, dev["label"])
+    asked = (judged((queries, documents)) - known.mean(axis=0)) / scale
+    assert before == pytest.approx(weighing.decision_function(asked), rel=1e-3)
+
+
+def test_the_ensemble_needs_dev_pairs_of_both_kinds(shop, tmp_path):
+    data = shutil.copytree(shop, tmp_path / "beir")
+    dev = pd.read_csv(data / "qrels" / "dev.tsv", sep="\t")
+    dev[dev["score"] > 0].to_csv(data / "qrels" / "dev.tsv", sep="\t", index=False)
+    settings = {"dev_metric": "f1", "teacher": "ensemble"}
+    config = write_loop_config(tmp_path / "run.yaml", data, **settings)
+    with pytest.raises(UserError, match="`teacher: ensemble` is weighed on dev pairs"):
+        build_run(config, tmp_path / "run")
 
 
 def test_pairs_run_with_full_fine_tuning_and_a_high_seed(tmp_path):
