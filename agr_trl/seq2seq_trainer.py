@@ -319,6 +319,8 @@ class _Seq2SeqMixin:
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             kind = type(processing_class).__name__
             raise ValueError(f"`processing_class` is a {kind}; pass a tokenizer")
+        if processing_class.eos_token_id is None:
+            raise ValueError("the tokenizer has no end token; set its `eos_token`")
 
         base = model.get_base_model() if is_peft_model(model) else model
         disable_dropout(model)

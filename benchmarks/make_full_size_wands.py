@@ -48,11 +48,11 @@ def write_full_size_wands(
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     vocabulary = _make_words(rng, 12_000)
-    titles = _texts(rng, vocabulary, np.clip(rng.poisson(6, products), 2, None))
+    titles = zipf_texts(rng, vocabulary, np.clip(rng.poisson(6, products), 2, None))
     _write(folder / "product.csv", PRODUCT_HEADER, _product_rows(rng, vocabulary, titles))
     # Some ids are skipped, as in the published files.
     query_ids = np.sort(rng.choice(queries + 8, queries, replace=False))
-    texts = _texts(rng, vocabulary, rng.integers(1, 6, queries))
+    texts = zipf_texts(rng, vocabulary, rng.integers(1, 6, queries))
     rows = zip(query_ids, texts, rng.choice(vocabulary[:500], queries), strict=True)
     _write(folder / "query.csv", ["query_id", "query", "query_class"], rows)
     pairs = np.sort(rng.choice(products * queries, judgements, replace=False))
@@ -68,9 +68,9 @@ def _product_rows(
     count = len(titles)
     described = rng.random(count) > 0.14
     lengths = np.clip(rng.lognormal(4.0, 0.8, count).astype(int), 5, 900) * described
-    descriptions = _texts(rng, vocabulary, lengths)
-    features = _texts(rng, vocabulary, np.clip(rng.poisson(90, count), 10, None))
-    classes = _texts(rng, vocabulary[:500], rng.integers(0, 3, count))
+    descriptions = zipf_texts(rng, vocabulary, lengths)
+    features = zipf_texts(rng, vocabulary, np.clip(rng.poisson(90, count), 10, None))
+    classes = zipf_texts(rng, vocabulary[:500], rng.integers(0, 3, count))
     for number, (title, description, feature, kind) in enumerate(
         zip(titles, descriptions, features, classes, strict=True)
     ):
@@ -89,7 +89,7 @@ def _make_words(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.array(list(words))
 
 
-def _texts(rng: np.random.Generator, vocabulary: np.ndarray, lengths: np.ndarray) -> list[str]:
+def zipf_texts(rng: np.random.Generator, vocabulary: np.ndarray, lengths: np.ndarray) -> list[str]:
     """Draw texts of so many words each; word n is as frequent as 1 / n (Zipf)."""
     ends = np.cumsum(lengths)
     ranks = len(vocabulary) ** rng.random(int(ends[-1]))

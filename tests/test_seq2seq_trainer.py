@@ -471,6 +471,13 @@ def test_unsupported_inputs_are_refused(options, message, tmp_path):
         build_trainer(build_model("bart"), tmp_path, options=options)
 
 
+def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
+    tokenizer = build_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no end token; set its `eos_token`"):
+        build_trainer(build_model("t5"), tmp_path, options={"processing_class": tokenizer})
+
+
 def test_unsupported_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match="encoder-decoder"):
         small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}

@@ -1,0 +1,82 @@
+"""The benchmarks' own arithmetic; what they measure is no test's business."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+WORKS = ("rl_step", "write_queries", "score_pairs", "train_retriever", "search", "load_data")
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Return a function that imports a script of benchmarks/, which is no package."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def work(tmp_path, **told):
+    """Return a work of two contestants, of which `told` says what each prints."""
+    script = tmp_path / "contestant.py"
+    script.write_text(f"import json, sys\nprint(json.dumps({told!r}[sys.argv[1]]))\n")
+    return SimpleNamespace(
+        __name__="work", __file__=str(script), OURS="ours", UNIT="pairs", TOLERANCE=0.01,
+        CONTESTANTS={"ours": "project", "theirs": "project"}, GOALS={"theirs": 1.5},
+    )  # fmt: skip
+
+
+def run_of(seconds, check=(1.0, 2.0)):
+    return {"units": 12, "seconds": seconds, "check": list(check), "peak_memory_mib": 100.0}
+
+
+def test_rates_are_medians_and_the_ratio_is_ours_over_theirs(load, tmp_path, capsys):
+    run = load("run")
+    both = work(tmp_path, ours=run_of([2.0, 1.0, 9.0]), theirs=run_of([4.0]))
+    result = run.measure(both, tmp_path, {}, rounds=2)["contestants"]
+    assert result["ours"]["rate"] == 6 and result["theirs"]["rate"] == 3  # 12 / 2, 12 / 4
+    assert result["ours"]["ratio"] == 1 and result["theirs"]["ratio"] == 2
+    assert len(result["ours"]["seconds"]) == 6
+    # Contestants take turns.
+    turns = [line.split(": ")[1][:4] for line in capsys.readouterr().err.splitlines()]
+    assert turns == ["ours", "thei", "ours", "thei"]
+
+
+def test_other_results_end_the_run(load, tmp_path):
+    both = work(tmp_path, ours=run_of([1.0]), theirs=run_of([1.0], check=(1.0, 2.02)))
+    with pytest.raises(SystemExit, match="theirs gives other results"):
+        load("run").measure(both, tmp_path, {}, rounds=1)
+
+
+def test_every_work_has_goals_and_quick_sizes(load):
+    assert load("run").WORKS == WORKS
+    for name in WORKS:
+        module = load(name)
+        assert set(module.GOALS) == set(module.CONTESTANTS) - {module.OURS}
+        assert set(module.QUICK) == set(module.SIZES)
+        assert set(module.CONTESTANTS.values()) <= {"project", *load("environments").PEERS}
+
+
+def test_least_operations_by_hand(load):
+    # Encoder: 6 layers of 4 * 512^2 + 2 * 512 * 2048 weights are 18,874,368, and the decoder's keys
+    # and values of the product 6 * 2 * 512^2 = 3,145,728; 128 tokens, 2 operations, 4 passes:
+    # 22,548,578,304. Decoder: 6 * (6 * 512^2 + 2 * 512 * 2048) + 512 * 32128 = 38,469,632 weights,
+    # 8 queries of 16 tokens, 2 operations, 4 passes: 39,392,903,168. MiniLM: 6 * (4 * 384^2 + 2 *
+    # 384 * 1536) = 10,616,832, 8 pairs of 147 tokens, 2 operations: 24,970,788,864.
+    assert load("rl_step").least_operations(1) == 22_548_578_304 + 39_392_903_168 + 24_970_788_864
+
+
+def test_inputs_are_pairs_that_can_be_learned(load, tmp_path):
+    import numpy as np
+
+    pairs = load("inputs")._pairs(np.random.default_rng(0), ["a b c", "d e f"], 200)
+    assert len(json.loads(json.dumps(pairs))) == 200
+    for query, document, label in pairs:
+        assert (set(query.split()) <= set(document.split())) == bool(label)
