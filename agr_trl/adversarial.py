@@ -54,6 +54,7 @@ from agr_trl.generator import (
     warm_up_pairs,
     warm_up_trainer,
 )
+from agr_trl.loading import load_config, resolve_model_name
 from agr_trl.pretraining import new_or_loaded_retriever
 from agr_trl.query_files import write_query_files
 from agr_trl.relevance import EmbeddingScorer, Teacher, load_relevance_scorer
@@ -179,6 +180,8 @@ class AdversarialRun:
             self._run_round(number, folder)
 
     def _run_round(self, number: int, folder: Path) -> None:
+        if not number:
+            self._check_models()
         stage_seed = self.seed * 1_000 + number * 10
         source = self._query_source(number)
         if not number:
@@ -547,6 +550,16 @@ class AdversarialRun:
             "supervised": self.evaluate(before.score, "test", weight_before),
             "adversarial": self.evaluate(after.score, "test", weight),
         }
+
+    def _check_models(self) -> None:
+        """Find what a later stage loads before the first is trained; `relevance` stays loaded."""
+        for name in (
+            self.retriever_args.retriever_name_or_path,
+            self.warm_up_args.generator_name_or_path,
+        ):
+            if name != "new":
+                load_config(resolve_model_name(name))
+        logger.info("S is %s", type(self.relevance).__name__)
 
     def _check_dev_metric(self) -> None:
         relevant = self.dataset.pairs("dev")["label"] >= 0.5

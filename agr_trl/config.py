@@ -7,6 +7,7 @@ a run; the command line overrides single values. `transformers.TrainingArguments
 
 import difflib
 import json
+import os
 import re
 import sys
 from argparse import Action
@@ -671,7 +672,18 @@ def parse_recipe(
         )
         for name, parser in parsers.items()
     }
+    if output_dir := stages[""].values.get("output_dir"):
+        _check_output(Path(output_dir))
     return Recipe(stages, config_file)
+
+
+def _check_output(folder: Path) -> None:
+    """Raise `UserError` where a job could not write, which else shows when it has ended."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"`{there}` is a file; name another --output_dir than `{folder}`")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"`{there}` may not be written to; name another --output_dir")
 
 
 def _take_config(arguments: list[str], recipe_file: str) -> tuple[Path, list[str]]:

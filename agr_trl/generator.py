@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel, TaskType
+from safetensors import SafetensorError
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from tqdm.auto import tqdm
 from transformers import (
@@ -31,13 +32,14 @@ from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
 from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
-from agr_trl.retriever import load_config, load_tokenizer, resolve_model_name
+from agr_trl.loading import load_config, load_model, load_tokenizer, resolve_model_name
 from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout
 from agr_trl.small_models import build_small_t5
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _NUMBER = re.compile(r"[\d.,/]+")
 _SHORT = re.compile(r"[^\W\d_]{1,3}\W*(s\W*)?")
@@ -50,17 +52,29 @@ def load_generator(
 
     An adapter stays an adapter, so that switching it off gives the model below, the anchor of the
     KL term. Weights are float32 whatever they are stored in. Raises `UserError` when there is no
-    encoder-decoder, or the adapter's base is gone.
+    encoder-decoder, or the adapter's base is gone or another one.
     """
     folder = Path(name_or_path)
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
     path = _adapter_base(folder) if is_adapter else resolve_model_name(name_or_path)
     if not load_config(path).is_encoder_decoder:
         raise UserError(f"`{path}` is no encoder-decoder; the generator must be one, such as T5")
-    model = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32)
-    if is_adapter:
-        model = PeftModel.from_pretrained(model, name_or_path, is_trainable=True)
-    return model, load_tokenizer(name_or_path if is_adapter else path)
+    model = load_model(AutoModelForSeq2SeqLM, path)
+    tokenizer = load_tokenizer(name_or_path if is_adapter else path, model)
+    return _with_adapter(model, folder, path) if is_adapter else model, tokenizer
+
+
+def _with_adapter(model: PreTrainedModel, folder: Path, base: str) -> PeftModel:
+    """Put the folder's adapter over its base model."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"adapter `{folder}` has no {ADAPTER_WEIGHTS}; copy or train it again")
+    try:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"adapter `{folder}` does not fit `{base}`, the base model that it names, or is cut "
+            "off; copy or train it again"
+        ) from error
 
 
 def _adapter_base(folder: Path) -> str:

@@ -23,6 +23,7 @@ from markupsafe import Markup
 from agr_trl import report_text
 from agr_trl.charts import Chart, round_charts, training_charts
 from agr_trl.errors import UserError
+from agr_trl.loading import PACKAGED_MINILM
 from agr_trl.report import (
     before_and_after,
     page_environment,
@@ -32,7 +33,6 @@ from agr_trl.report import (
     template_environment,
 )
 from agr_trl.report_text import DEV_WARNING, metric_name, visible
-from agr_trl.retriever import PACKAGED_MINILM
 from agr_trl.runtime import read_json
 
 RETRIEVER_KEYS = (

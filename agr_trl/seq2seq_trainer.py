@@ -38,6 +38,8 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad, selective_log_softmax, selective_log_softmax_and_entropy
 
+from agr_trl.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 # What changes the sampled distribution but not the scored one, with its neutral value.
@@ -79,7 +81,7 @@ def decoder_prefix(model: PreTrainedModel) -> list[int]:
     if start is None:
         start = config.bos_token_id
     if start is None:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has neither `decoder_start_token_id` nor `bos_token_id`; "
             "set one in `model.generation_config`"
         )
@@ -183,19 +185,19 @@ def _check_arguments(args: RLOOConfig | GRPOConfig, other: dict[str, Any]) -> No
     """Raise `ValueError` for what TRL offers and this module does not; before any model loads."""
     for name, value in other.items():
         if value is not None:
-            raise ValueError(f"`{name}` is not supported for encoder-decoders; leave it out")
+            raise UserError(f"`{name}` is not supported for encoder-decoders; leave it out")
     for name, neutral in _NEUTRAL_SAMPLING.items():
         if vars(args)[name] != neutral:
-            raise ValueError(
+            raise UserError(
                 f"`{name}` is {vars(args)[name]}, but completions are scored without it; "
                 f"set it to {neutral}"
             )
     if args.temperature <= 0:
-        raise ValueError(f"`temperature` is {args.temperature}; sampling needs one above 0")
+        raise UserError(f"`temperature` is {args.temperature}; sampling needs one above 0")
     for name, reason in _UNSUPPORTED_ARGUMENTS.items():
         # Sharding can also be switched on by the launcher, past `args`.
         if vars(args).get(name) or parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}"):
-            raise ValueError(f"`{name}` is not supported for encoder-decoders: {reason}")
+            raise UserError(f"`{name}` is not supported for encoder-decoders: {reason}")
     if not args.beta:
         logger.warning("`beta` is 0: nothing holds the generator near the model it starts from")
 
@@ -208,23 +210,23 @@ def _check_dataset(dataset: Any, name: str) -> None:
         return
     row: dict[str, Any] = next(iter(dataset), {})
     if "prompt" not in row:
-        raise ValueError(f"`{name}` has the columns {list(row)}; it needs rows with a `prompt`")
+        raise UserError(f"`{name}` has the columns {list(row)}; it needs rows with a `prompt`")
     if not isinstance(row["prompt"], str):
         kind = type(row["prompt"]).__name__
-        raise ValueError(f"`prompt` of `{name}` is a {kind}; it must be plain text, not a chat")
+        raise UserError(f"`prompt` of `{name}` is a {kind}; it must be plain text, not a chat")
     if {"image", "images"} & row.keys():
-        raise ValueError(f"`{name}` has a column of images, which are not supported; remove it")
+        raise UserError(f"`{name}` has a column of images, which are not supported; remove it")
 
 
 def _check_adapter(config: PeftConfig, source: str) -> None:
     """Raise `ValueError` unless the adapter is one for encoder-decoders, without virtual tokens."""
     if config.task_type != TaskType.SEQ_2_SEQ_LM:
-        raise ValueError(
+        raise UserError(
             f"{source} has task type {config.task_type}, which the saved adapter would declare; "
             'use `task_type="SEQ_2_SEQ_LM"` (in YAML `lora_task_type: SEQ_2_SEQ_LM`)'
         )
     if config.is_prompt_learning:
-        raise ValueError(f"{source} is {config.peft_type}, which is not supported; use LoRA")
+        raise UserError(f"{source} is {config.peft_type}, which is not supported; use LoRA")
 
 
 def _check_model(
@@ -234,12 +236,12 @@ def _check_model(
 ) -> None:
     """Raise `ValueError` for models that cannot be trained here, or not with these lengths."""
     if not model.config.is_encoder_decoder:
-        raise ValueError(f"{type(model).__name__} is no encoder-decoder; use TRL's own trainer")
+        raise UserError(f"{type(model).__name__} is no encoder-decoder; use TRL's own trainer")
     if model.config.model_type == "prophetnet":
         # It asks its config for the rate in each forward pass, past what `disable_dropout` sets.
-        raise ValueError("ProphetNet's dropout cannot be switched off; use T5, BART or their kin")
+        raise UserError("ProphetNet's dropout cannot be switched off; use T5, BART or their kin")
     if "t5" in model.config.model_type and (args.fp16 or model.dtype == torch.float16):
-        raise ValueError("T5 overflows in fp16; set `fp16: false` and use bf16 or fp32")
+        raise UserError("T5 overflows in fp16; set `fp16: false` and use bf16 or fp32")
     positions = model.config.to_dict().get("max_position_embeddings")
     limits = {
         "max_prompt_tokens": max_prompt_tokens,
@@ -247,13 +249,13 @@ def _check_model(
     }
     for name, limit in limits.items():
         if positions is not None and (limit is None or limit > positions):
-            raise ValueError(f"`{name}` is {limit}, but the model has {positions} positions")
+            raise UserError(f"`{name}` is {limit}, but the model has {positions} positions")
     if is_peft_model(model):
         if set(model.peft_config) != {"default"}:
-            raise ValueError(f"the PeftModel has adapters {[*model.peft_config]}; load `default`")
+            raise UserError(f"the PeftModel has adapters {[*model.peft_config]}; load `default`")
         _check_adapter(model.peft_config["default"], "the PeftModel's adapter")
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError("the adapter is frozen; load it with `is_trainable=True`")
+            raise UserError("the adapter is frozen; load it with `is_trainable=True`")
 
 
 class _Seq2SeqMixin:
@@ -318,9 +320,9 @@ class _Seq2SeqMixin:
             processing_class = AutoTokenizer.from_pretrained(name, **trust)
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             kind = type(processing_class).__name__
-            raise ValueError(f"`processing_class` is a {kind}; pass a tokenizer")
+            raise UserError(f"`processing_class` is a {kind}; pass a tokenizer")
         if processing_class.eos_token_id is None:
-            raise ValueError("the tokenizer has no end token; set its `eos_token`")
+            raise UserError("the tokenizer has no end token; set its `eos_token`")
 
         base = model.get_base_model() if is_peft_model(model) else model
         disable_dropout(model)
@@ -370,7 +372,7 @@ class _Seq2SeqMixin:
             max_length=self.max_prompt_tokens,
         )["input_ids"]
         if not all(prompt_ids):
-            raise ValueError(f"prompt {prompts[prompt_ids.index([])]!r} has no tokens; drop it")
+            raise UserError(f"prompt {prompts[prompt_ids.index([])]!r} has no tokens; drop it")
         return prompt_ids, None, {}
 
     def _sample(self, prompt_ids: list[list[int]]) -> list[list[int]]:

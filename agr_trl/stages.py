@@ -176,8 +176,9 @@ def refuse_other_settings(
         if str(before.get(name)) != str(now.get(name)) and name not in free
     ]
     if changed:
+        shown = changed[:5] + ([f"and {len(changed) - 5} more"] if len(changed) > 5 else [])
         raise UserError(
-            f"`{config_file.parent}` was begun with other settings ({'; '.join(changed)}); "
+            f"`{config_file.parent}` was begun with other settings ({'; '.join(shown)}); "
             "give another --output_dir, or remove the folder"
         )
 

