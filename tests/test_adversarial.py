@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from sklearn.linear_model import LogisticRegression
-from toy_runs import build_run, run_main, write_beir, write_loop_config, write_pairs
+from toy_runs import build_run, contents, run_main, write_beir, write_loop_config, write_pairs
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -55,16 +55,6 @@ def copy(finished, tmp_path):
 
 def read(folder: Path, name: str = "metrics.json"):
     return json.loads((folder / name).read_text())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file of the run that a rerun must give again: no times, no report."""
-    left_out = ("timings.json", "report.html", "run.json")
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in left_out
-    }
 
 
 def test_run_folder_is_complete(finished):

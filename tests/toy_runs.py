@@ -173,6 +173,16 @@ def run_main(name: str, *words: str | Path) -> None:
             logging.getLogger("agr_trl").setLevel(logging.NOTSET)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file of the run that a rerun must give again: no times, no report."""
+    left_out = ("timings.json", "report.html", "run.json")
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in left_out
+    }
+
+
 def subprocess_environment(**variables: str) -> dict[str, str]:
     """Return the environment for a recipe in a process of its own."""
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
