@@ -71,6 +71,7 @@ from agr_trl.runtime import (
 )
 from agr_trl.search import BM25Index, score_distinct
 from agr_trl.stages import (
+    FREE_SETTINGS,
     acceptance_filter,
     attack_rewards,
     begin_run_folder,
@@ -118,6 +119,7 @@ class AdversarialRun:
         self.times: dict[str, float] = {}
         self.start = start or self.folder
         self._ensembles: dict[Path, Teacher] = {}  # by the retriever that is one of the judges
+        self.free_settings = FREE_SETTINGS  # that may differ when the run is resumed
         self.scores_again = True  # whether R's probability after training is kept with each query
         self.dataset = load_dataset(self.data_args) if dataset is None else dataset
         self._check_dev_metric()
@@ -492,7 +494,7 @@ class AdversarialRun:
 
     def _begin(self) -> None:
         """Write config.yaml, or refuse to resume a run of other settings or data."""
-        begin_run_folder(self.recipe, self.folder, self.dataset)
+        begin_run_folder(self.recipe, self.folder, self.dataset, self.free_settings)
         if (self.folder / "timings.json").is_file():
             self.times = read_json(self.folder / "timings.json")
         sizes = self.dataset.judgements["split"].value_counts().to_dict()

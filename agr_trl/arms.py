@@ -270,6 +270,7 @@ class FoldRun:
         changed = self.recipe.replaced(changes | {"": changes.get("", {}) | own})
         run = AdversarialRun(changed, self.training, start)
         run.relevance = self.relevance
+        run.free_settings = FREE_SETTINGS  # an unfinished fold goes on when seeds are added
         run.scores_again = False  # no arm needs it, and it takes a tenth of its time
         return run
 

@@ -39,7 +39,7 @@ from agr_trl.runtime import (
 from agr_trl.search import BM25Index, Scorer
 from agr_trl.seq2seq_trainer import Seq2SeqRLOOTrainer
 
-FREE_SETTINGS = ("rounds", "dataset_path")  # may differ when a run is resumed
+FREE_SETTINGS: Collection[str] = ("rounds", "dataset_path")  # may differ when a run is resumed
 
 
 def load_dataset(args: DataArguments, split: str | None = None) -> RelevanceDataset:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from toy_runs import build_run, load_recipe, run_main, write_beir, write_loop_config, write_pairs
 
-from agr_trl.arms import arm_changes, cross_fit, fold_folder, run_arms
+from agr_trl.arms import FoldRun, arm_changes, cross_fit, fold_folder, run_arms
 from agr_trl.config import ARMS, parse_recipe
 from agr_trl.data import load_relevance_dataset
 from agr_trl.data.splits import fold_queries, query_groups
@@ -158,6 +158,24 @@ def test_a_lost_arm_is_run_again_to_the_same_scores(finished):
     run_arms(comparison(config, folder))
     pd.testing.assert_frame_equal(pd.read_parquet(place / "held_out.parquet"), before)
     assert other.stat().st_mtime_ns == untouched
+
+
+def test_an_unfinished_fold_goes_on_when_arms_and_seeds_are_added(finished, tmp_path, monkeypatch):
+    config, _ = finished
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FoldRun, "_run_arm", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_arms(comparison(config, tmp_path, "--arms", "supervised", "--ablations", "{}"))
+    assert (fold_folder(tmp_path, 0, 0) / "shared" / "round_00" / "metrics.json").is_file()
+    more = ("--arms", "supervised", "random_crops", "--ablations", "{}")
+    folder, seeds = run_arms(comparison(config, tmp_path, *more, "--seeds", "2"))
+    for seed in seeds:
+        place = fold_folder(folder, seed, 1)
+        assert {path.name for path in place.iterdir()} == {"cosine", "supervised", "random_crops"}
 
 
 def test_a_comparison_is_not_resumed_with_other_settings(finished, tmp_path):
