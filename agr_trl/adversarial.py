@@ -209,6 +209,11 @@ class AdversarialRun:
         logger.info("%s", name)
         partial = target.with_name(f"{target.name}.partial")
         target.parent.mkdir(parents=True, exist_ok=True)
+        if is_main_process():  # what a stopped job left half written; PEFT would add to it
+            if partial.is_dir():
+                shutil.rmtree(partial)
+            partial.unlink(missing_ok=True)
+        wait_for_everyone()
         set_seed(seed)
         with stopwatch(self.times, name):
             work(partial, number)
