@@ -13,6 +13,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 LAST_PASSED = {
     "SIGKILL": "2026-11-23",
     "SIGTERM": "2026-11-23",
+    "interrupt": "2026-11-23",
     "full disk": "2026-11-23",
 }
 MACHINE = "AMD EPYC, 2 cores, torch 2.13.0"
