@@ -14,6 +14,7 @@ LAST_PASSED = {
     "SIGKILL": "2026-11-23",
     "SIGTERM": "2026-11-23",
     "interrupt": "2026-11-23",
+    "exception": "2026-11-23",
     "full disk": "2026-11-23",
 }
 MACHINE = "AMD EPYC, 2 cores, torch 2.13.0"
