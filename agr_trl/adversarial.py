@@ -182,11 +182,10 @@ class AdversarialRun:
             self._run_round(number, folder)
 
     def _run_round(self, number: int, folder: Path) -> None:
-        if not number:
-            self._check_models()
         stage_seed = self.seed * 1_000 + number * 10
         source = self._query_source(number)
         if not number:
+            self._check_models()
             self._stage(folder / "generator", stage_seed, self._warm_up, number)
             self._stage(folder / "retriever", stage_seed + 1, self._train_retriever, number)
         elif source == "adversarial":

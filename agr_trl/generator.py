@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel, TaskType
-from safetensors import SafetensorError
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from tqdm.auto import tqdm
 from transformers import (
@@ -32,7 +31,13 @@ from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
 from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
-from agr_trl.loading import load_config, load_model, load_tokenizer, resolve_model_name
+from agr_trl.loading import (
+    LOADING_ERRORS,
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve_model_name,
+)
 from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout
 from agr_trl.small_models import build_small_t5
 
@@ -70,7 +75,7 @@ def _with_adapter(model: PreTrainedModel, folder: Path, base: str) -> PeftModel:
         raise UserError(f"adapter `{folder}` has no {ADAPTER_WEIGHTS}; copy or train it again")
     try:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    except (RuntimeError, ValueError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise UserError(
             f"adapter `{folder}` does not fit `{base}`, the base model that it names, or is cut "
             "off; copy or train it again"

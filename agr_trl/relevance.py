@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from agr_trl.errors import UserError
-from agr_trl.loading import resolve_model_name
+from agr_trl.loading import LOADING_ERRORS, brief, resolve_model_name
 from agr_trl.search import Scorer, score_distinct
 
 logger = logging.getLogger(__name__)
@@ -92,8 +92,10 @@ class SentenceTransformerScorer(EmbeddingScorer):
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True},
             )
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot load the relevance model `{name_or_path}`: {error}") from error
+        except LOADING_ERRORS as error:
+            raise UserError(
+                f"cannot load the relevance model `{name_or_path}`: {brief(error)}"
+            ) from error
         self.model.max_seq_length = min(max_tokens, self.model.max_seq_length or max_tokens)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:

@@ -3,7 +3,6 @@
 They are made once, below `benchmarks/.environments/` (git-ignored), from pinned packages.
 """
 
-import os
 import subprocess
 import sys
 import venv
@@ -39,6 +38,6 @@ def python_of(name: str) -> str:
         venv.create(folder, with_pip=True, clear=True)
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         # Where packages lie is the machine's business; what they print is not part of a table.
-        subprocess.run([*install, *PEERS[name]], check=True, stdout=sys.stderr, env=os.environ)
+        subprocess.run([*install, *PEERS[name]], check=True, stdout=sys.stderr)
         made.touch()
     return str(python)

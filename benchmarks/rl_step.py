@@ -5,7 +5,7 @@ contestant does the whole step: sampling, R's loss, the KL anchor, one pass of g
 """
 
 import tempfile
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 from environments import PROJECT
@@ -22,7 +22,7 @@ CONTESTANTS = {
     "TRL 0.11.4 PPOTrainer": "trl_0_11",
     "plain loop, pairs scored one by one": PROJECT,
 }
-GOALS = dict(zip(list(CONTESTANTS)[1:], (3, 3, 3), strict=True))
+GOALS = dict.fromkeys(list(CONTESTANTS)[1:], 3.0)
 SIZES = {"products": 4, "repeats": 2}
 QUICK = {"products": 1, "repeats": 1}
 
@@ -168,9 +168,8 @@ def plain_loop(inputs: Path, products: int, repeats: int) -> None:
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-3)
     texts = iter(read(inputs, "catalogue")["long_texts"])
 
-    def log_probabilities(batch, tokens, context):
-        with context:
-            logits = model(**batch, labels=tokens).logits
+    def log_probabilities(batch, tokens):
+        logits = model(**batch, labels=tokens).logits
         return torch.log_softmax(logits, -1).gather(-1, tokens[..., None])[..., 0].sum(-1)
 
     def batch_step(documents):
@@ -188,8 +187,8 @@ def plain_loop(inputs: Path, products: int, repeats: int) -> None:
                 rewards.append(loss.clamp(max=4) / 4)
             tokens = drawn[:, 1:].contiguous()
             with model.disable_adapter():
-                anchor = log_probabilities(batch, tokens, nullcontext())
-        own = log_probabilities(batch, tokens, nullcontext())
+                anchor = log_probabilities(batch, tokens)
+        own = log_probabilities(batch, tokens)
         reward = torch.stack(rewards) - 0.05 * (own.detach() - anchor)
         (-(reward - reward.mean()) * own).mean().backward()
         optimizer.step()

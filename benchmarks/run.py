@@ -51,15 +51,13 @@ def main() -> None:
         inputs = Path(folder) / "inputs"
         write_inputs(inputs, products=2_000 if options.quick else CATALOGUE)
         works = {name: importlib.import_module(name) for name in names}
+        sizes = {n: work.QUICK if options.quick else work.SIZES for n, work in works.items()}
         if "load_data" in works:
-            queries = (works["load_data"].QUICK if options.quick else works["load_data"].SIZES)[
-                "queries"
-            ]
+            queries = sizes["load_data"]["queries"]
             judged = 233_448 * queries // 480
             write_full_size_wands(inputs / f"wands_{queries}", queries=queries, judgements=judged)
         result["works"] = {
-            name: measure(work, inputs, work.QUICK if options.quick else work.SIZES, rounds)
-            for name, work in works.items()
+            name: measure(work, inputs, sizes[name], rounds) for name, work in works.items()
         }
     if "rl_step" in works:
         add_floor(result, works["rl_step"])

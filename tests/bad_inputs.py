@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from toy_runs import GENERATOR, RETRIEVER, as_words, write_loop_config
@@ -52,43 +53,23 @@ class Case:
 # --- How inputs are broken ----------------------------------------------------------------------
 
 
-def replaced(path: Path, old: str, new: str) -> None:
-    """Replace a text that must be in a file once or more; "" stands for the whole file."""
-    text = path.read_text(encoding="utf-8")
-    assert old in text, f"{path} has no {old!r}"
-    path.write_text(text.replace(old, new, 1) if old else new, encoding="utf-8")
+def replaced(file: str, old: str, new: str) -> Callable[[Path], None]:
+    """Return a change: a text of a file, which must be there, is another; "" is all of it."""
+
+    def change(folder: Path) -> None:
+        text = (folder / file).read_text(encoding="utf-8")
+        assert old in text, f"{file} has no {old!r}"
+        (folder / file).write_text(text.replace(old, new, 1) if old else new, encoding="utf-8")
+
+    return change
 
 
-def data(name: str, file: str = "", old: str = "", new: str = "") -> Callable[[Place], Words]:
-    """Return a case's words: validate data of which one file says something else."""
-
-    def words(place: Place) -> Words:
-        folder = place.copy(name)
-        if file:
-            replaced(folder / file, old, new)
-        return ["--dataset_format", name, "--dataset_path", folder]
-
-    return words
-
-
-def without(name: str, *files: str) -> Callable[[Place], Words]:
-    """Return a case's words: validate data that lacks files."""
+def data(name: str, change: Callable[[Path], None]) -> Callable[[Place], Words]:
+    """Return a case's words: broken data of a format."""
 
     def words(place: Place) -> Words:
         folder = place.copy(name)
-        for file in files:
-            (folder / file).unlink()
-        return ["--dataset_format", name, "--dataset_path", folder]
-
-    return words
-
-
-def with_bytes(name: str, file: str, content: bytes) -> Callable[[Place], Words]:
-    """Return a case's words: validate data of which one file has these bytes."""
-
-    def words(place: Place) -> Words:
-        folder = place.copy(name)
-        (folder / file).write_bytes(content)
+        change(folder)
         return ["--dataset_format", name, "--dataset_path", folder]
 
     return words
@@ -184,8 +165,6 @@ def with_json(name: str, **values: object) -> Callable[[Path], None]:
 
 def as_pickle(folder: Path) -> None:
     """Turn safetensors into a pickle, which may run code when it is read."""
-    import torch
-
     weights = folder / "model.safetensors"
     torch.save(load_file(weights), folder / "pytorch_model.bin")
     weights.unlink()
@@ -227,8 +206,6 @@ def with_an_adapter_of_a_lost_base(folder: Path) -> None:
 
 def with_an_adapter_of_another_base(folder: Path) -> None:
     """Put beside the model an adapter of a wider one."""
-    import torch
-
     base = folder.with_name("base")
     shutil.copytree(folder, base)
     with_an_adapter_of_a_lost_base(folder)
@@ -278,12 +255,15 @@ def run_of_other_settings(place: Place) -> Words:
     return words
 
 
-def two_splits(place: Place) -> Words:
-    folder = place.copy("beir")
+def with_a_query_in_two_splits(folder: Path) -> None:
     train = pd.read_csv(folder / "qrels" / "train.tsv", sep="\t")
     dev = pd.read_csv(folder / "qrels" / "dev.tsv", sep="\t")
     pd.concat([dev, train[:1]]).to_csv(folder / "qrels" / "dev.tsv", sep="\t", index=False)
-    return ["--dataset_format", "beir", "--dataset_path", folder]
+
+
+def in_latin_1(folder: Path) -> None:
+    line = '{"_id": "q0", "text": "café"}\n'
+    (folder / "queries.jsonl").write_bytes(line.encode("latin-1"))
 
 
 def pairs_file(name: str, content: str) -> Callable[[Place], Words]:
@@ -326,18 +306,23 @@ def all_relevant(place: Place) -> Words:
 
 def compare(**changes: str) -> Callable[[Place], Words]:
     """Return a case's words: a comparison with settings changed on the command line."""
+    return lambda place: [*loop()(place), *as_words(changes)]
 
-    def words(place: Place) -> Words:
-        path = write_loop_config(place.folder / "run.yaml", place.whole / "beir")
-        return ["--config", path, "--output_dir", place.output(), *as_words(changes)]
 
-    return words
+def attack(**changes: str) -> Callable[[Place], Words]:
+    """Return a case's words: the generator's training with settings changed."""
+    return lambda place: [
+        *on_beir(place),
+        *as_words(GENERATOR | changes),
+        *("--generator_name_or_path", place.whole / "generator"),
+        *("--retriever_name_or_path", place.whole / "retriever"),
+        *("--relevance_model", "lsa", "--output_dir", place.output()),
+    ]
 
 
 TRAIN, QRELS = "qrels/train.tsv", "query-id\tcorpus-id\tscore\n"
 V, A, E, G = "validate_data", "train_adversarial", "evaluate_retriever", "generate_queries"
 R, T, C = "train_retriever", "train_generator", "compare_arms"
-MISSING = given("--retriever_name_or_path", "runs/nothing/retriever")
 
 CASES = [
     # BEIR folders
@@ -345,52 +330,54 @@ CASES = [
          lambda p: ["--dataset_format", "beir", "--dataset_path", p.folder / "none"]),
     Case("BEIR", "a file instead of a folder", V, "is a file; beir needs a folder",
          lambda p: ["--dataset_format", "beir", "--dataset_path", p.whole / "beir/corpus.jsonl"]),
-    Case("BEIR", "no corpus.jsonl", V, "corpus.jsonl is missing", without("beir", "corpus.jsonl")),
+    Case("BEIR", "no corpus.jsonl", V, "corpus.jsonl is missing",
+         data("beir", removed("corpus.jsonl"))),
     Case("BEIR", "no queries.jsonl", V, "queries.jsonl is missing",
-         without("beir", "queries.jsonl")),
+         data("beir", removed("queries.jsonl"))),
     Case("BEIR", "no qrels", V, "holds none of train.tsv, dev.tsv, test.tsv",
-         without("beir", TRAIN, "qrels/dev.tsv", "qrels/test.tsv")),
+         data("beir", removed(TRAIN, "qrels/dev.tsv", "qrels/test.tsv"))),
     Case("BEIR", "a line that is no JSON", V, "line 1: broken JSON",
-         data("beir", "corpus.jsonl", '{"_id"', '{_id')),
+         data("beir", replaced("corpus.jsonl", '{"_id"', '{_id'))),
     Case("BEIR", "a line that is a list", V, "not a JSON object",
-         data("beir", "corpus.jsonl", "", '["a"]\n')),
+         data("beir", replaced("corpus.jsonl", "", '["a"]\n'))),
     Case("BEIR", "a product without an id", V, "no field `_id`",
-         data("beir", "corpus.jsonl", '"_id": "p0"', '"id": "p0"')),
+         data("beir", replaced("corpus.jsonl", '"_id": "p0"', '"id": "p0"'))),
     Case("BEIR", "a title that is a number", V, "it must be a text",
-         data("beir", "corpus.jsonl", '"title": "red oak chair"', '"title": 7')),
+         data("beir", replaced("corpus.jsonl", '"title": "red oak chair"', '"title": 7'))),
     Case("BEIR", "two products of one id", V, "same id",
-         data("beir", "corpus.jsonl", '"_id": "p1"', '"_id": "p0"')),
+         data("beir", replaced("corpus.jsonl", '"_id": "p1"', '"_id": "p0"'))),
     Case("BEIR", "an empty catalogue", V, "corpus.jsonl is empty",
-         data("beir", "corpus.jsonl", "", "")),
+         data("beir", replaced("corpus.jsonl", "", ""))),
     Case("BEIR", "a blank query", V, "`query` is ''",
-         data("beir", "queries.jsonl", '"text": "red chair"', '"text": " "')),
+         data("beir", replaced("queries.jsonl", '"text": "red chair"', '"text": " "'))),
     Case("BEIR", "a query's line cut in the middle", V, "broken JSON",
-         data("beir", "queries.jsonl", '"red chair"}', '"red ch')),
+         data("beir", replaced("queries.jsonl", '"red chair"}', '"red ch'))),
     Case("BEIR", "text that is not UTF-8", V, "is not UTF-8",
-         with_bytes("beir", "queries.jsonl", '{"_id": "q0", "text": "café"}\n'.encode("latin-1"))),
+         data("beir", in_latin_1)),
     Case("BEIR", "a judgement of an unknown product", V, "`product_id` is 'p99'",
-         data("beir", TRAIN, "\tp0\t", "\tp99\t")),
+         data("beir", replaced(TRAIN, "\tp0\t", "\tp99\t"))),
     Case("BEIR", "a judgement of an unknown query", V, "`query_id` is 'q99'",
-         data("beir", TRAIN, "q0\t", "q99\t")),
+         data("beir", replaced(TRAIN, "q0\t", "q99\t"))),
     Case("BEIR", "a grade below 0", V, "a grade is a whole number from 0",
-         data("beir", TRAIN, "\tp0\t2", "\tp0\t-1")),
+         data("beir", replaced(TRAIN, "\tp0\t2", "\tp0\t-1"))),
     Case("BEIR", "a grade that is a word", V, "a grade is a whole number from 0",
-         data("beir", TRAIN, "\tp0\t2", "\tp0\tgood")),
+         data("beir", replaced(TRAIN, "\tp0\t2", "\tp0\tgood"))),
     Case("BEIR", "a grade of infinity", V, "a grade is a whole number from 0",
-         data("beir", TRAIN, "\tp0\t2", "\tp0\tinf")),
+         data("beir", replaced(TRAIN, "\tp0\t2", "\tp0\tinf"))),
     Case("BEIR", "one pair judged twice, differently", V, "an earlier row has another",
-         data("beir", TRAIN, QRELS, QRELS + "q0\tp0\t0\n")),
+         data("beir", replaced(TRAIN, QRELS, QRELS + "q0\tp0\t0\n"))),
     Case("BEIR", "qrels without a header", V, "has no column",
-         data("beir", TRAIN, QRELS, "")),
+         data("beir", replaced(TRAIN, QRELS, ""))),
     Case("BEIR", "qrels separated by commas", V, "looks comma-separated",
-         data("beir", TRAIN, "", "query-id,corpus-id,score\nq0,p0,1\n")),
+         data("beir", replaced(TRAIN, "", "query-id,corpus-id,score\nq0,p0,1\n"))),
     Case("BEIR", "a row with a field missing", V, "2 fields where the header has 3",
-         data("beir", TRAIN, "\tp0\t2", "\tp0")),
+         data("beir", replaced(TRAIN, "\tp0\t2", "\tp0"))),
     Case("BEIR", "qrels of a header alone", V, "holds no judgement",
-         data("beir", TRAIN, "", QRELS)),
-    Case("BEIR", "a query in two splits", V, "a query belongs in one split", two_splits),
+         data("beir", replaced(TRAIN, "", QRELS))),
+    Case("BEIR", "a query in two splits", V, "a query belongs in one split",
+         data("beir", with_a_query_in_two_splits)),
     Case("BEIR", "a split that it does not have", E, "there is no split 'test'",
-         lambda p: [*without("beir", "qrels/test.tsv")(p), "--split", "test",
+         lambda p: [*data("beir", removed("qrels/test.tsv"))(p), "--split", "test",
                     "--retriever_name_or_path", "bm25"]),
     # Files of pairs
     Case("pairs", "a label above 1", V, "a label is a number from 0 to 1",
@@ -412,17 +399,18 @@ CASES = [
          pairs_file("train.jsonl", '{"query": "lamp", "document": "red lamp"}\n')),
     Case("pairs", "Parquet that was cut off", V, "is not a Parquet file", half_a_parquet),
     Case("pairs", "a folder without train, dev, test", V, "name the files after their split",
-         without("pairs", "train.csv", "dev.csv")),
+         data("pairs", removed("train.csv", "dev.csv"))),
     # WANDS and ESCI
-    Case("WANDS", "label.csv missing", V, "label.csv is missing", without("wands", "label.csv")),
+    Case("WANDS", "label.csv missing", V, "label.csv is missing",
+         data("wands", removed("label.csv"))),
     Case("WANDS", "a label that WANDS has not", V, "`label` is 'Maybe'",
-         data("wands", "label.csv", "Partial", "Maybe")),
+         data("wands", replaced("label.csv", "Partial", "Maybe"))),
     Case("WANDS", "a judgement of an unknown product", V, "`product_id` is '9'",
-         data("wands", "label.csv", "\t1\tPartial", "\t9\tPartial")),
+         data("wands", replaced("label.csv", "\t1\tPartial", "\t9\tPartial"))),
     Case("WANDS", "a column twice", V, "names a column twice",
-         data("wands", "query.csv", "query_class", "query")),
+         data("wands", replaced("query.csv", "query_class", "query"))),
     Case("WANDS", "a product without a name", V, "`product_name` is ''",
-         data("wands", "product.csv", "red sofa", " ")),
+         data("wands", replaced("product.csv", "red sofa", " "))),
     Case("ESCI", "a git-lfs pointer instead of Parquet", V, "git lfs pull", esci_without_parquet),
     Case("ESCI", "a locale that ESCI has not", V, "esci_locale",
          given("--esci_locale", "fr")),
@@ -457,15 +445,9 @@ CASES = [
          loop(synthetic_negative_pool=0)),
     Case("settings", "the hardest of no number", A, "`hardest_of` needs", loop(hardest_of=2)),
     Case("settings", "a group that does not divide the batch", T, "num_generations",
-         lambda p: [*on_beir(p), *as_words(GENERATOR), "--num_generations", "3",
-                    "--generator_name_or_path", p.whole / "generator",
-                    "--retriever_name_or_path", p.whole / "retriever",
-                    "--relevance_model", "lsa", "--output_dir", p.output()]),
+         attack(num_generations="3")),
     Case("settings", "vLLM for an encoder-decoder", T, "`use_vllm` is not supported",
-         lambda p: [*on_beir(p), *as_words(GENERATOR), "--use_vllm", "true",
-                    "--generator_name_or_path", p.whole / "generator",
-                    "--retriever_name_or_path", p.whole / "retriever",
-                    "--relevance_model", "lsa", "--output_dir", p.output()]),
+         attack(use_vllm="true")),
     Case("settings", "an arm that nobody knows", C, "`arms` names `gpl`",
          compare(arms="gpl")),
     Case("settings", "an ablation of an unknown setting", C, "hardness",
@@ -478,7 +460,8 @@ CASES = [
          lambda p: [*on_beir(p), "--retriever_name_or_path", p.whole / "retriever",
                     "--blend_weight", "1.5"]),
     # Models
-    Case("model", "no such folder", E, "is not there yet", MISSING),
+    Case("model", "no such folder", E, "is not there yet",
+         given("--retriever_name_or_path", "runs/nothing/retriever")),
     Case("model", "a folder without config.json", E, "holds no model",
          retriever(removed("config.json"))),
     Case("model", "config.json cut off", E, "config.json", retriever(cut_in_half("config.json"))),

@@ -10,7 +10,15 @@ import pytest
 import torch
 import yaml
 from sklearn.linear_model import LogisticRegression
-from toy_runs import build_run, contents, run_main, write_beir, write_loop_config, write_pairs
+from toy_runs import (
+    STAGES,
+    build_run,
+    contents,
+    run_main,
+    write_beir,
+    write_loop_config,
+    write_pairs,
+)
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -23,7 +31,6 @@ from agr_trl.adversarial import AdversarialRun
 from agr_trl.errors import UserError
 from agr_trl.retriever import Retriever
 
-STAGES = ("_warm_up", "_train_generator", "_write_queries", "_train_retriever", "_evaluate_round")
 QUERY_COLUMNS = {
     "product_id", "document", "title", "query", "round", "probability", "relevance", "reason",
     "accepted", "probability_after",

@@ -64,6 +64,7 @@ GENERATOR = TRAINER | {
     "gradient_checkpointing": False,
     "bf16": False,
 }
+STAGES = ("_warm_up", "_train_generator", "_write_queries", "_train_retriever", "_evaluate_round")
 LOOP = {
     "rounds": 1,
     "prompts_per_round": 8,

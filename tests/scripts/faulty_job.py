@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from toy_runs import load_recipe
+from toy_runs import STAGES, load_recipe
 from transformers import TrainerCallback
 
 from agr_trl import adversarial
@@ -28,7 +28,6 @@ FAULTS: dict[str, Callable[[], None]] = {
     "exception": lambda: _raise(RuntimeError("a fault")),
     "full disk": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY)),
 }
-STAGES = ("_warm_up", "_train_generator", "_write_queries", "_train_retriever", "_evaluate_round")
 
 
 def _raise(error: BaseException) -> None:
