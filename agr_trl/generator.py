@@ -30,6 +30,7 @@ from agr_trl.acceptance import words
 from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
 from agr_trl.data import RelevanceDataset
+from agr_trl.encode_once import encode_once
 from agr_trl.errors import UserError
 from agr_trl.loading import (
     LOADING_ERRORS,
@@ -263,7 +264,7 @@ def sample_queries(
     """Draw `queries_per_product` queries for each prompt from the plain softmax at a temperature.
 
     No top-k or top-p: what is drawn is the distribution that the policy gradient trains. Prompts
-    are batched by length and each is encoded once. Uses torch's global random state; leaves the
+    are batched by length and equal ones encoded once. Uses torch's global random state; leaves the
     model as it was.
     """
     if not prompts:
@@ -275,7 +276,6 @@ def sample_queries(
         top_k=0,
         top_p=1.0,
         temperature=settings.sampling_temperature,
-        num_return_sequences=count,
         max_new_tokens=settings.max_query_tokens,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -291,18 +291,21 @@ def sample_queries(
     try:
         size = settings.sampling_batch_size
         for begin in tqdm(range(0, len(order), size), desc="writing queries", disable=None):
-            rows = order[begin : begin + size]
+            # Rows are repeated here and not by `generate`, which would make each row's own keys and
+            # values of what was encoded.
+            rows = [row for row in order[begin : begin + size] for _ in range(count)]
             batch = tokenizer.pad(
                 {"input_ids": [encoded[row] for row in rows]}, return_tensors="pt"
             )
-            tokens = model.generate(
-                **batch.to(model.device),
-                decoder_input_ids=prefix.expand(len(rows), -1),
-                generation_config=generation,
-            )
+            with encode_once(base):
+                tokens = model.generate(
+                    **batch.to(model.device),
+                    decoder_input_ids=prefix.expand(len(rows), -1),
+                    generation_config=generation,
+                )
             texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            for position, row in enumerate(rows):
-                queries[row] = [t.strip() for t in texts[position * count : (position + 1) * count]]
+            for row, text in zip(rows, texts, strict=True):
+                queries[row].append(text.strip())
     finally:
         base.generation_config = own
         model.train(was_training)

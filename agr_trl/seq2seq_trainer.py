@@ -7,8 +7,7 @@ no longer does and which models with learned positions (BART: 1024) need.
 
 Left out, because the sampled distribution must be the scored one, in plain data-parallel training:
 vLLM and continuous batching, top-k/top-p/min-p and penalties, images, chat and tools, sharded
-parameters (FSDP, DeepSpeed). Each is a `ValueError` at construction. Left to TRL although it could
-be saved: RLOO's second pass over fresh samples for their old log-probabilities.
+parameters (FSDP, DeepSpeed). Each is a `ValueError` at construction.
 
 Notation: B rows (prompts, each repeated for its group), P prompt tokens, D decoder prefix tokens,
 C completion tokens, V vocabulary.
@@ -30,6 +29,8 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -38,6 +39,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad, selective_log_softmax, selective_log_softmax_and_entropy
 
+from agr_trl.encode_once import encode_once
 from agr_trl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -105,40 +107,6 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 @contextmanager
-def encode_once(encoder: nn.Module) -> Iterator[None]:
-    """Let `encoder` run on distinct rows only, inside this context; callers still see every row.
-
-    The G completions of a group share their prompt. The hooks live on the encoder, below whatever
-    wraps the model, so the wrapped forward (DDP, autocast, PEFT) is still the one called, and the
-    gradients of repeated rows add up in the one row that was encoded.
-    """
-    inverse: Tensor | None = None
-
-    def keep_distinct_rows(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        nonlocal inverse
-        key = torch.cat([kwargs["input_ids"], kwargs["attention_mask"]], dim=1)  # (B, 2P)
-        distinct, inverse = torch.unique(key, dim=0, return_inverse=True)
-        input_ids, attention_mask = distinct.chunk(2, dim=1)
-        return args, {**kwargs, "input_ids": input_ids, "attention_mask": attention_mask}
-
-    def repeat_rows(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state[inverse]
-        return output
-
-    handles = [
-        encoder.register_forward_pre_hook(keep_distinct_rows, with_kwargs=True),
-        encoder.register_forward_hook(repeat_rows),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
 def _blank_generation_config(model: PreTrainedModel) -> Iterator[None]:
     """Hide the checkpoint's generation settings: `generate` fills every unset one from them.
 
@@ -179,6 +147,37 @@ def _until_end(tokens: Tensor, eos_token_ids: list[int]) -> list[list[int]]:
     is_end = torch.isin(tokens, torch.tensor(eos_token_ids, device=tokens.device))
     is_before_end = is_end.cumsum(1) - is_end.long() == 0
     return [row[keep].tolist() for row, keep in zip(tokens.cpu(), is_before_end.cpu(), strict=True)]
+
+
+class SampledLogProbabilities(LogitsProcessor):
+    """Look up the log-probability of each token that `generate` draws, in nats.
+
+    It is handed the logits of a step before the token is drawn, and sees the token at the next
+    step; so one step's logits are held at a time, not (B, C, V) of them. Changes no score.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+        self._logits: Tensor | None = None
+        self._logps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Take the raw logits (B, V) that follow `input_ids`, and return them."""
+        self._look_up(input_ids)
+        self._logits = scores
+        return scores
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """Return (B, C) for what `generate` returned; what follows a row's end is meaningless."""
+        self._look_up(tokens)
+        return torch.stack(self._logps, dim=1)
+
+    def _look_up(self, tokens: Tensor) -> None:
+        if self._logits is not None:
+            drawn = tokens[:, -1:]
+            logits = self._logits[:, None]
+            logps = selective_log_softmax(logits, drawn, temperature=self._temperature)
+            self._logps.append(logps[:, 0])
 
 
 def _check_arguments(args: RLOOConfig | GRPOConfig, other: dict[str, Any]) -> None:
@@ -272,6 +271,7 @@ class _Seq2SeqMixin:
     """
 
     _config_class: type[RLOOConfig] | type[GRPOConfig]
+    _sampled_logps: Tensor | None = None  # (B, C) of what was just sampled, where they are wanted
     _entropy_bonus_enabled = False  # GRPO sets it per run: only then does entropy need gradients
 
     # What TRL's constructor sets.
@@ -375,13 +375,18 @@ class _Seq2SeqMixin:
             raise UserError(f"prompt {prompts[prompt_ids.index([])]!r} has no tokens; drop it")
         return prompt_ids, None, {}
 
-    def _sample(self, prompt_ids: list[list[int]]) -> list[list[int]]:
-        """Sample a completion for each of B prompts: at most C token ids, end token included."""
+    def _sample(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], Tensor | None]:
+        """Sample a completion for each of B prompts: at most C token ids, end token included.
+
+        Also returns their log-probabilities (B, C), or None below float32: there decoding token
+        by token rounds otherwise than the pass of the loss, and ratios would not start at 1.
+        """
         padding = {"padding_side": "right", "pad_to_multiple_of": self.pad_to_multiple_of}
         rows = [torch.tensor(ids, device=self.accelerator.device) for ids in prompt_ids]
         input_ids = pad(rows, padding_value=self._tokenizer.pad_token_id, **padding)  # (B, P)
         attention_mask = pad([torch.ones_like(row) for row in rows], padding_value=0, **padding)
         prefix = input_ids.new_tensor(self._decoder_prefix).expand(len(rows), -1)  # (B, D)
+        logps = SampledLogProbabilities(self.temperature)
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -390,7 +395,7 @@ class _Seq2SeqMixin:
             ) as model,
             torch.no_grad(),
             _blank_generation_config(model.get_base_model() if is_peft_model(model) else model),
-            encode_once(model.get_encoder()),
+            encode_once(model.get_base_model() if is_peft_model(model) else model),
             self.accelerator.autocast(),  # sampled in the precision that it is scored in
         ):
             tokens = model.generate(
@@ -399,8 +404,13 @@ class _Seq2SeqMixin:
                 decoder_input_ids=prefix,
                 decoder_attention_mask=torch.ones_like(prefix),
                 generation_config=self.generation_config,
+                logits_processor=LogitsProcessorList([logps]),
             )  # (B, D + C)
-        return _until_end(tokens[:, prefix.size(1) :], self.eos_token_ids)
+        completions = _until_end(tokens[:, prefix.size(1) :], self.eos_token_ids)
+        is_full_precision = self.model.dtype == torch.float32
+        if not is_full_precision or self.accelerator.mixed_precision != "no":
+            return completions, None
+        return completions, logps.of(tokens)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -418,10 +428,16 @@ class _Seq2SeqMixin:
         `input_ids` and `attention_mask` are (B, P + C): left-padded prompts beside right-padded
         completions of C = `logits_to_keep` tokens. `batch_size` rows are scored at a time.
         """
+        if self._sampled_logps is not None:
+            sampled, self._sampled_logps = self._sampled_logps, None
+            missing = max(0, logits_to_keep - sampled.size(1))  # with `pad_to_multiple_of`
+            sampled = nn.functional.pad(sampled, (0, missing))[:, :logits_to_keep]
+            return sampled * attention_mask[:, -logits_to_keep:], None, None
         prompt_tokens = input_ids.size(1) - logits_to_keep
         rows = torch.stack([input_ids, attention_mask], dim=1)  # (B, 2, P + C)
-        encoder = self.accelerator.unwrap_model(model).get_encoder()
-        with encode_once(encoder), self.accelerator.autocast():
+        base = self.accelerator.unwrap_model(model)
+        base = base.get_base_model() if is_peft_model(base) else base
+        with encode_once(base), self.accelerator.autocast():
             scores = []
             for chunk in rows.split(batch_size or len(rows)):
                 prompts, completions = chunk.tensor_split([prompt_tokens], dim=2)
@@ -459,14 +475,19 @@ class _Seq2SeqMixin:
 
 
 class Seq2SeqRLOOTrainer(_Seq2SeqMixin, RLOOTrainer):
-    """`trl.RLOOTrainer` for any encoder-decoder that `AutoModelForSeq2SeqLM` loads."""
+    """`trl.RLOOTrainer` for any encoder-decoder that `AutoModelForSeq2SeqLM` loads.
+
+    TRL scores fresh samples once more for their old log-probabilities, before anything else is
+    scored. In float32 sampling has met them already, and that pass is saved.
+    """
 
     _config_class = RLOOConfig
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: None, multimodal_fields: dict[str, Any]
     ) -> list[list[int]]:
-        return self._sample(prompt_ids)
+        completions, self._sampled_logps = self._sample(prompt_ids)
+        return completions
 
 
 class Seq2SeqGRPOTrainer(_Seq2SeqMixin, GRPOTrainer):
@@ -485,4 +506,4 @@ class Seq2SeqGRPOTrainer(_Seq2SeqMixin, GRPOTrainer):
         num_generations: int,
         has_tool_images: bool = False,
     ) -> tuple[list[list[int]], None]:
-        return self._sample(prompt_ids), None
+        return self._sample(prompt_ids)[0], None

@@ -78,7 +78,7 @@ def score(
 
 def sample(trainer: Any) -> tuple[list[list[int]], list[list[int]]]:
     prompts, _, _ = trainer._tokenize_prompts(GROUP)
-    return prompts, trainer._sample(prompts)
+    return prompts, trainer._sample(prompts)[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -92,7 +92,8 @@ def test_scored_log_probabilities_are_those_of_sampling(family, tmp_path, monkey
         return outputs[0].sequences
 
     monkeypatch.setattr(model, "generate", recording)
-    prompts, completions = sample(trainer)
+    prompts, _, _ = trainer._tokenize_prompts(GROUP)
+    completions, while_sampling = trainer._sample(prompts)
     sampled = torch.stack(outputs[0].scores, dim=1).log_softmax(-1)  # (B, C, V)
     logps, entropies, _ = score(trainer, prompts, completions, compute_entropy=True)
 
@@ -102,6 +103,7 @@ def test_scored_log_probabilities_are_those_of_sampling(family, tmp_path, monkey
         steps = sampled[row, : len(ids)]
         expected = steps.gather(1, torch.tensor(ids)[:, None])[:, 0]
         torch.testing.assert_close(logps[row, : len(ids)], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(while_sampling[row, : len(ids)], expected, atol=1e-5, rtol=0)
         assert logps[row, len(ids) :].eq(0).all()
         entropy = -(steps.exp() * steps).sum(-1)
         torch.testing.assert_close(entropies[row, : len(ids)], entropy, atol=1e-5, rtol=0)
@@ -113,7 +115,7 @@ def test_sampled_frequencies_follow_the_scores(family, tmp_path):
     trainer = build_trainer(build_model(family), tmp_path, max_completion_length=1)
     prompts, _, _ = trainer._tokenize_prompts([PROMPTS[0]] * 4000)
     torch.manual_seed(0)
-    tokens = torch.tensor(trainer._sample(prompts))
+    tokens = torch.tensor(trainer._sample(prompts)[0])
     every_token = [[token] for token in range(24)]
     probability = score(trainer, prompts[:24], every_token)[0].detach().exp()[:, 0]
     assert probability.sum().item() == pytest.approx(1, abs=1e-5)
@@ -162,18 +164,44 @@ def first_encoder_layer(model: torch.nn.Module) -> torch.nn.Module:
     return encoder.block[0] if "block" in dict(encoder.named_children()) else encoder.layers[0]
 
 
+def cross_attention_keys(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the layer that makes keys of what was encoded, in the decoder's first block."""
+    names = [
+        name
+        for name, _ in model.get_decoder().named_modules()
+        if name.endswith(("EncDecAttention.k", "encoder_attn.k_proj", "cross_attn.k_proj"))
+    ]
+    return model.get_decoder().get_submodule(names[0])
+
+
+def count_rows(module: torch.nn.Module, rows: list[int]) -> None:
+    module.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len((*args, *kwargs.values())[0])), with_kwargs=True
+    )
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_encodes_each_distinct_prompt_once_per_pass(family, tmp_path):
     trainer = build_trainer(build_model(family), tmp_path, max_steps=1)
-    rows: list[int] = []
+    encoded: list[int] = []
+    attended: list[int] = []
     for model in (trainer.model, trainer.ref_model):
-        first_encoder_layer(model).register_forward_pre_hook(
-            lambda _, args, kwargs: rows.append(len((*args, *kwargs.values())[0])), with_kwargs=True
-        )
+        count_rows(first_encoder_layer(model), encoded)
     trainer.train()
-    # 8 rows of 2 prompts: sampling, old scores, reference scores, and the loss.
-    assert rows == [2, 2, 2, 2]
+    # 8 rows of 2 prompts: sampling, reference scores, and the loss. Old scores come from sampling.
+    assert encoded == [2, 2, 2]
     assert not trainer.model.get_encoder()._forward_pre_hooks  # nothing left behind
+    assert not any(module._forward_hooks for module in trainer.model.get_decoder().modules())
+
+    prompts, _, _ = trainer._tokenize_prompts(GROUP)
+    with seq2seq_trainer.encode_once(trainer.model):
+        # The count is registered last, so that it sees what the layer itself is given.
+        count_rows(cross_attention_keys(trainer.model), attended)
+        prompt_ids, prompt_mask = batch(prompts, "right")
+        trainer.model(
+            input_ids=prompt_ids, attention_mask=prompt_mask, decoder_input_ids=prompt_ids[:, :1]
+        )
+    assert attended == [3]  # of 8 rows
 
 
 def test_sharing_the_encoder_changes_neither_scores_nor_gradients(tmp_path, monkeypatch):
@@ -187,8 +215,35 @@ def test_sharing_the_encoder_changes_neither_scores_nor_gradients(tmp_path, monk
         return logps.detach(), {n: p.grad.clone() for n, p in trainer.model.named_parameters()}
 
     shared = scores_and_gradients()
-    monkeypatch.setattr(seq2seq_trainer, "encode_once", lambda encoder: nullcontext())
+    monkeypatch.setattr(seq2seq_trainer, "encode_once", lambda model: nullcontext())
     torch.testing.assert_close(shared, scores_and_gradients(), atol=1e-4, rtol=1e-4)
+
+
+def test_old_scores_from_sampling_train_as_a_pass_of_their_own_does(tmp_path, monkeypatch):
+    def weights_after_training(name: str) -> dict[str, torch.Tensor]:
+        # Not Adam: it makes a whole step of a gradient that is nothing but rounding.
+        options = {"num_iterations": 2, "pad_to_multiple_of": 8, "max_steps": 4, "optim": "sgd"}
+        trainer = build_trainer(build_model("t5"), tmp_path / name, **options)
+        trainer.train()
+        return parameters_of(trainer.model)
+
+    sampled = weights_after_training("sampled")
+    sample_alone = Seq2SeqRLOOTrainer._sample
+    monkeypatch.setattr(
+        Seq2SeqRLOOTrainer, "_sample", lambda self, ids: (sample_alone(self, ids)[0], None)
+    )
+    scored = weights_after_training("scored")
+    start = parameters_of(build_model("t5"))
+    assert any(not weight.equal(start[name]) for name, weight in scored.items())
+    torch.testing.assert_close(sampled, scored, atol=1e-5, rtol=1e-4)
+
+
+def test_below_float32_old_scores_are_a_pass_of_their_own(tmp_path):
+    trainer = build_trainer(build_model("t5"), tmp_path, max_steps=1, bf16=True)
+    rows: list[int] = []
+    count_rows(first_encoder_layer(trainer.model), rows)
+    trainer.train()
+    assert rows == [2, 2, 2]  # sampling, old scores, the loss; the reference has its own encoder
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])

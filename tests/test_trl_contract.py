@@ -71,3 +71,12 @@ def test_what_the_mixin_works_around_is_still_there(parent):
     assert "self.beta = args.beta" in source and "if self.beta == 0.0" in source  # hidden, then set
     scoring = inspect.getsource(parent._generate_and_score_completions)
     assert '"ref" if "ref" in model.peft_config else None' in scoring  # the anchor
+
+
+def test_the_first_scores_that_rloo_asks_for_are_the_sampled_tokens_own():
+    # They are answered with what sampling has met: Seq2SeqRLOOTrainer.
+    source = inspect.getsource(RLOOTrainer._generate_and_score_completions)
+    sampling = source.index("self._generate(prompts)")
+    first = source.index("self._get_per_token_logps_and_entropies(")
+    asked = "old_per_token_logps, _, _ = self._get_per_token_logps_and_entropies("
+    assert sampling < first == source.index(asked) + asked.index("self._get")
