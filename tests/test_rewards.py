@@ -109,6 +109,20 @@ def test_disagreement_is_the_loss_on_the_pairs_that_the_query_would_give():
     assert build(0, 0.1)(queries, documents, product_index=products)[0] == 1
 
 
+def test_a_query_brings_as_many_neighbours_as_asked_and_never_its_own_product():
+    catalogue = ["chair red", "chair blue", "chair green", "chair grey", "desk lamp"]
+    settings = RewardArguments(
+        loss_reward="disagreement", loss_reward_negatives=2, gate_loss_reward=False
+    )
+    # BM25 ties: the chairs come in the order of the catalogue, so the own one, third, is passed by.
+    neighbours = RetrieverLossReward(
+        build_retriever(), settings, None, FixedLogits({}), BM25Index(catalogue), catalogue
+    )._neighbours
+    rows, texts = neighbours(["chair", "lamp", "chair"], [0, 0, 2])
+    assert rows.tolist() == [0, 0, 1, 2, 2]
+    assert texts == ["chair blue", "chair green", "desk lamp", "chair red", "chair blue"]
+
+
 def test_disagreement_needs_labels_and_negatives_need_bm25():
     with pytest.raises(UserError, match="needs soft labels"):
         reward("disagreement")
@@ -185,6 +199,14 @@ def test_acceptance_is_0_or_1():
         product_index=products,
     )
     assert rewards == [1, 0, 0, 0]  # accepted, low relevance, blank, a duplicate
+
+
+def test_acceptance_asks_how_relevant_each_word_is_to_the_document():
+    settings = RewardArguments(min_relevance=0.4, min_word_relevance=0.5)
+    rewards = AcceptanceReward(WordOverlap(), AcceptanceFilter(settings, scorer=WordOverlap()))
+    columns = {"document": DOCUMENTS[:1] * 2, "title": ["red wooden chair"] * 2}
+    # Half of "red sofa" is in the document, but not its second word.
+    assert rewards(["red chair", "red sofa"], **columns, product_index=[0, 0]) == [1, 0]
 
 
 def test_gate_and_acceptance_judge_a_batch_once(monkeypatch):

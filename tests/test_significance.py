@@ -1,5 +1,6 @@
 """Tests of a comparison: by hand, against scipy and sklearn, on data with a known answer."""
 
+import math
 import warnings
 
 import numpy as np
@@ -60,6 +61,20 @@ def test_weighted_areas_worked_by_hand() -> None:
     # Comparisons in order: 3 of 4; 2 of 2 * 2 (weight 2 stands between); 1 of 2.
     expected = [3 / 4, 2 / 4, 1 / 2, np.nan, np.nan]
     assert weighted_roc_auc(scores, labels, weights) == pytest.approx(expected, nan_ok=True)
+
+
+def test_weighted_calibration_error_by_hand() -> None:
+    # 15 bins of width .0667, each closed above: .1 and .2 lie in the 2nd and the 3rd, 0 and .05 in
+    # the 1st, 1.0 in the last. Gaps label - score of a bin add up before their size is taken.
+    scores, labels = np.array([0.1, 0.2, 0.0, 0.05, 1.0]), np.array([1.0, 0.0, 0.0, 1.0, 0.0])
+    weights = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1], [1, 3, 0, 0, 0]])
+    expected = [(0.9 + 0.2) / 2, 0.95 / 2, 1, (0.9 + 0.6) / 4]
+    assert weighted_calibration_error(scores, labels, weights) == pytest.approx(expected)
+    # 2 / 15 is the end of the 2nd bin and meets .1 there: -.1333 and .9 offset each other.
+    scores, labels = np.array([0.1, 2 / 15, 0.14]), np.array([1.0, 0.0, 0.0])
+    weights = np.array([[1, 1, 0], [1, 0, 1]])
+    expected = [(0.9 - 2 / 15) / 2, (0.9 + 0.14) / 2]
+    assert weighted_calibration_error(scores, labels, weights) == pytest.approx(expected)
 
 
 def test_weighted_mean_is_not_defined_without_weight() -> None:
@@ -310,6 +325,8 @@ def test_holm_by_hand() -> None:
 def test_effect_size_by_hand() -> None:
     # Mean 2, standard deviation sqrt((1 + 0 + 1) / 2) = 1.
     assert effect_size(np.array([1.0, 2.0, 3.0])) == pytest.approx(2)
+    # Mean 4, standard deviation sqrt((4 + 4) / 1) = sqrt(8); two are enough.
+    assert effect_size(np.array([2.0, 6.0])) == pytest.approx(4 / math.sqrt(8))
     assert effect_size(np.array([0.1, 0.1, 0.1])) is None
     assert effect_size(np.array([1.0])) is None
 
