@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint
+.PHONY: demo test test-all test-any-order test-lowest mutants lint
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,19 @@ test: $(VENV)/installed-dev  ## the fast tests
 
 test-all: $(VENV)/installed-dev  ## all tests
 	$(BIN)/python -m pytest
+
+test-any-order: $(VENV)/installed-dev  ## the fast tests in random order, two at a time, and what they cover
+	$(BIN)/python -m pytest -m "not slow" -n 2 --random-order --cov --cov-report=term:skip-covered
+
+test-lowest: $(VENV)/installed-dev  ## the fast tests with the oldest versions that pyproject.toml allows
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(BIN)/python tests/scripts/lowest_versions.py pyproject.toml > $(VENV)-lowest/requirements.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV)-lowest/requirements.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(VENV)-lowest/bin/python -m pytest -m "not slow"
+
+mutants: $(VENV)/installed-dev  ## do the tests notice changes of losses, rewards, metrics and tests of significance? An hour
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
 
 lint: $(VENV)/installed-dev  ## style and types
 	$(BIN)/ruff check .
