@@ -249,6 +249,12 @@ def sentences(evidence: Evidence) -> list[str]:
         for key in ("bm25", "cosine")
         if metric in evidence["arms"].get(key, {}) and evidence["arms"][key][metric]["mean"] > mean
     ]
+    if (differ := evidence.get("disagreement")) and differ["s_right"] is not None:
+        written.append(
+            f"S and the attacked retriever differ widely on {report_text.percent(differ['share'])} "
+            f"of the judged pairs; people side with S in {report_text.percent(differ['s_right'])} "
+            "of these. An attack finds such pairs and S labels them: near 50 % it teaches chance."
+        )
     if better:
         written.append(f"Better on average without any retriever: {' and '.join(better)}.")
     return written

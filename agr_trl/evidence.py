@@ -54,6 +54,7 @@ AREAS = ("pr_auc", "roc_auc")
 RANKINGS = ("judged/ndcg@10", "judged/mrr@10", "judged/map", "rerank/ndcg@10", "blend/ndcg@10")
 EXAMPLES = 30
 EXAMPLES_PER_QUERY = 2
+DISAGREEMENT = 1 / 3  # of ranks inside a fold, each in [0, 1]
 ALARM_CHANGE = 0.01  # in the mean of S or of the second judge, each in [0, 1]
 
 
@@ -89,7 +90,8 @@ def build_evidence(
     other arm on the primary metric. `per_query` has, for each control, both values of each query,
     the largest gain first: of the primary metric where that is a ranking's, else average precision
     over the query's judged pairs, if it has both classes; effect size, wins and losses are over
-    these. An audit is the mean over seeds and folds; but for the counts it is of the accepted
+    these. `disagreement` says whom people side with where S and the attacked retriever differ. An
+    audit is the mean over seeds and folds; but for the counts it is of the accepted
     queries, which are those that R learned from. `ablations` (name -> what it changes) are rows
     like the arms and have a test each, which is no part of Holm's correction. None stands for what
     is not defined. Raises `UserError` for a folder that lacks a part and for a primary metric that
@@ -140,6 +142,7 @@ def build_evidence(
         "rounds": {arm: _rounds(parts[arm], primary_metric) for arm in (*arms, *changes)},
         "audits": audits,
         "alarms": alarms(audits),
+        "disagreement": _disagreement(parts[TESTED], parts["cosine"]),
         "per_query": {arm: _pairs_of_values(values, arm) for arm in arms if arm != TESTED},
         "examples": _examples(parts[TESTED]),
     }
@@ -456,6 +459,35 @@ def alarms(audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 f"{judge_after:.3f}"
             )
     return sentences
+
+
+def _disagreement(parts: Sequence[Part], cosine: Sequence[Part]) -> dict[str, Any]:
+    """Return what people say of the judged pairs on which S and the attacked retriever differ.
+
+    An attack looks for such pairs and S labels them, so what it can teach hangs on who is right.
+    They differ where their ranks inside the fold, from 0 to 1, are more than DISAGREEMENT apart.
+    `pairs` and `share` count these over all seeds; `relevant_by_s` and `relevant_by_retriever` are
+    the shares of truly relevant ones among those that S, or the retriever, ranks higher; `s_right`
+    is the share of all of them in which people side with S.
+    """
+    frames = []
+    for part, own in zip(parts, cosine, strict=True):
+        judged = part.pairs[part.pairs["judged"]].sort_values(["query_id", "product_id"])
+        by_s = own.pairs[own.pairs["judged"]].sort_values(["query_id", "product_id"])
+        ranks = [rankdata(scores) / len(judged) for scores in (by_s["retriever"], judged["before"])]
+        frames.append(
+            pd.DataFrame({"gap": ranks[0] - ranks[1], "relevant": judged["label"] >= 0.5})
+        )
+    table = pd.concat(frames, ignore_index=True)
+    differ = table[table["gap"].abs() > DISAGREEMENT]
+    s_is_higher = differ["gap"] > 0
+    shares = {
+        "relevant_by_s": differ.loc[s_is_higher, "relevant"].mean(),
+        "relevant_by_retriever": differ.loc[~s_is_higher, "relevant"].mean(),
+        "s_right": (s_is_higher == differ["relevant"]).mean(),
+    }
+    counts = {"pairs": len(differ), "share": len(differ) / len(table)}
+    return counts | {name: _defined(share) for name, share in shares.items()}
 
 
 def _examples(parts: Sequence[Part]) -> list[dict[str, Any]]:

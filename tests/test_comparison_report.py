@@ -143,6 +143,7 @@ def make_evidence(
         "ablations": {},
         "rounds": rounds,
         "audits": audits,
+        "disagreement": {"pairs": 30, "share": 0.3, "s_right": 0.52},
         "alarms": [
             "adversarial: S rises over the warm-up generator's while the second judge falls"
         ],
@@ -362,6 +363,14 @@ def test_detectable_is_a_range_where_controls_differ() -> None:
     evidence = make_evidence()
     evidence["tests"]["supervised"]["detectable"] = 0.031
     assert "is 0.012 to 0.031, depending on the control (80 % power" in sentences(evidence)[1]
+
+
+def test_whether_s_is_a_judge_to_learn_from_is_said() -> None:
+    said = [text for text in sentences(make_evidence()) if "people side with S" in text]
+    assert len(said) == 1
+    assert "differ widely on 30.0 % of the judged pairs; people side with S in 52.0 %" in said[0]
+    nowhere = make_evidence() | {"disagreement": {"pairs": 0, "share": 0.0, "s_right": None}}
+    assert not any("people side" in text for text in sentences(nowhere))
 
 
 def test_extreme_queries_are_wins_then_losses() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from agr_trl.config import ARMS
 from agr_trl.errors import UserError
-from agr_trl.evidence import alarms, build_evidence, evidence_table
+from agr_trl.evidence import Part, _disagreement, alarms, build_evidence, evidence_table
 from agr_trl.runtime import write_json
 
 CONTROLS = [arm for arm in ARMS if arm != "adversarial"]
@@ -151,6 +151,7 @@ def test_the_head(on_pairs: dict[str, Any]) -> None:
     }
     assert {key: on_pairs[key] for key in head} == head
     tables = {"arms", "tests", "ablations", "rounds", "audits", "alarms", "per_query", "examples"}
+    tables |= {"disagreement"}
     assert on_pairs.keys() == head.keys() | tables
     assert list(on_pairs["arms"]) == ["bm25", "cosine", *ARMS]
     assert list(on_pairs["tests"]) == list(on_pairs["per_query"]) == CONTROLS
@@ -333,6 +334,32 @@ def test_examples_are_mistakes_that_were_mended(on_pairs: dict[str, Any]) -> Non
             "after": pytest.approx(1 - P),
         },
     ]
+
+
+def test_disagreement_by_hand(on_pairs: dict[str, Any]) -> None:
+    # S is always wrong. In fold 0 the start's order is q1's irrelevant, q0's relevant, q0's
+    # irrelevant, q1's relevant: ranks 1 to 4 against S's 3.5, 1.5, 3.5, 1.5, so 2 of 4 are more
+    # than a third of 4 apart. In fold 1 all are: 1.5 for the irrelevant ones against 3.5.
+    counts = {"pairs": 2 * (2 + 4), "share": 12 / 16}
+    shares = {"relevant_by_s": 0, "relevant_by_retriever": 1, "s_right": 0}
+    assert on_pairs["disagreement"] == counts | shares
+
+
+def test_people_side_with_s_or_with_the_retriever() -> None:
+    def part(scores: dict[str, list[float]]) -> Part:
+        keys = {"query_id": "q", "product_id": [f"p{i}" for i in range(6)], "judged": True}
+        return Part(0, pd.DataFrame(keys | scores), {}, None)
+
+    # Ranks differ by 5 of 6 for the first two, by 3 for the last, by 1 for the others.
+    by_retriever = part({"before": [6, 1, 2, 3, 4, 5], "label": [1, 1, 0, 0, 1, 0]})
+    by_s = part({"retriever": [1, 6, 3, 4, 5, 2]})
+    found = _disagreement([by_retriever], [by_s])
+    # p0: R higher, relevant; p1: S higher, relevant; p5: R higher (5 against 2), not relevant.
+    assert found["pairs"] == 3 and found["share"] == 0.5
+    assert found["relevant_by_s"] == 1 and found["relevant_by_retriever"] == 0.5
+    assert found["s_right"] == pytest.approx(2 / 3)
+    same = _disagreement([by_retriever], [part({"retriever": [6, 1, 2, 3, 4, 5]})])
+    assert same["pairs"] == 0 and same["s_right"] is None
 
 
 def test_one_seed_and_some_arms_are_enough(pairs_run: Path) -> None:
