@@ -195,7 +195,12 @@ def sample_rows(queries: pd.DataFrame, reasons: Mapping[str, str]) -> list[dict[
         part.sample(min(size, len(part)), random_state=0).sort_values("probability", kind="stable")
         for part, size in ((accepted, num_accepted), (rejected, SAMPLED_QUERIES - num_accepted))
     ]
-    rows: list[dict[str, Any]] = pd.concat(parts).to_dict("records")
+    return query_rows(pd.concat(parts), reasons)
+
+
+def query_rows(queries: pd.DataFrame, reasons: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return what a table of queries shows of each: texts, S, R's probability, the verdict."""
+    rows: list[dict[str, Any]] = queries.to_dict("records")
     return [
         {
             "title": row.get("title") or row.get("document") or row.get("product_id"),
@@ -204,10 +209,15 @@ def sample_rows(queries: pd.DataFrame, reasons: Mapping[str, str]) -> list[dict[
             "before": row.get("probability"),
             "after": row.get("probability_after"),
             "accepted": row["accepted"],
-            "verdict": reasons.get(row["reason"], str(row["reason"]).replace("_", " ")),
+            "verdict": verdict(row["reason"], reasons),
         }
         for row in rows
     ]
+
+
+def verdict(reason: str, reasons: Mapping[str, str]) -> str:
+    """Return a reason of the acceptance filter in words, '' is accepted."""
+    return reasons.get(reason, reason.replace("_", " "))
 
 
 def difference(after: float | None, before: float | None) -> float | None:

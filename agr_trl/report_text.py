@@ -55,6 +55,8 @@ def reason_words(reward: Mapping[str, Any]) -> dict[str, str]:
         "copy_of_title": "the whole title again",
         "unknown_word": "a word that neither the catalogue nor a train query has",
         "low_relevance": f"off topic: S below {number(reward.get('min_relevance'), 2)}",
+        "low_word_relevance": "a word off topic: its own S below "
+        f"{number(reward.get('min_word_relevance'), 2)}",
         "round_trip": f"not found again in BM25's top {reward.get('round_trip_top_k', 'k')}",
         "duplicate": "already accepted for this product",
         "overused": f"accepted for {reward.get('max_products_per_query', 'enough')} other products",

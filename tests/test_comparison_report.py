@@ -1,14 +1,12 @@
 """The report of a comparison, from evidence made by hand, read back as HTML."""
 
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from test_report import BIDI, HOSTILE, Page
+from html_pages import BIDI, HOSTILE, page_of
 
 from agr_trl.comparison_charts import Estimate, arm_charts, difference_bars, forest
 from agr_trl.comparison_report import (
@@ -160,14 +158,8 @@ def make_folder(folder: Path, evidence: dict[str, Any]) -> Path:
     return folder
 
 
-def page_of(folder: Path) -> Page:
-    page = Page(write_comparison_report(folder).read_text(encoding="utf-8"))
-    assert page.open == []
-    return page
-
-
 def test_page_answers_first_and_shows_the_numbers(tmp_path: Path) -> None:
-    page = page_of(make_folder(tmp_path / "wands_pairs", make_evidence()))
+    page = page_of(write_comparison_report, make_folder(tmp_path / "wands_pairs", make_evidence()))
     answer = "Of 5 controls, adversarial is above 3, below 1 and not distinguishable from 1"
     assert page.text.index(answer) < page.text.index("What was compared")
     assert "Above supervised, random crops, warm-up generator" in page.text
@@ -199,7 +191,7 @@ def test_page_answers_first_and_shows_the_numbers(tmp_path: Path) -> None:
 
 def test_rounds_audits_alarms_and_examples(tmp_path: Path) -> None:
     evidence = make_evidence()
-    page = page_of(make_folder(tmp_path / "run", evidence))
+    page = page_of(write_comparison_report, make_folder(tmp_path / "run", evidence))
     rows = [[" ".join(cell.split()) for cell in row] for row in page.rows if row]
     # .69 + (.741 - .69) * k / 3; supervised has one round.
     assert ["adversarial", "0.690", "0.70790.0 %", "0.72480.0 %", "0.74170.0 %"] in rows
@@ -223,7 +215,7 @@ def test_page_without_alarms_examples_config_and_half_of_the_audits(tmp_path: Pa
         test |= {"low": None, "high": None, "effect_size": None, "detectable": None}
     folder = make_folder(tmp_path / "run", evidence)
     (folder / "config.yaml").unlink()
-    page = page_of(folder)
+    page = page_of(write_comparison_report, folder)
     assert "No alarm was raised" in page.text and "Alarm:" not in page.text
     assert "There is no held-out pair" in page.text
     assert "compare_arms.py" not in page.text and "smallest difference that" not in page.text
@@ -237,7 +229,7 @@ def test_an_ablation_has_its_row_but_no_verdict(tmp_path: Path) -> None:
     test = {key: value for key, value in make_test(0.004, 0.2).items() if key != "p_holm"}
     changes = {"reward.gate_loss_reward": False, "reward.min_relevance": 0.6}
     evidence["ablations"] = {"no_gate": test | {"changes": changes}}
-    page = page_of(make_folder(tmp_path / "run", evidence))
+    page = page_of(write_comparison_report, make_folder(tmp_path / "run", evidence))
     note = "reward.gate_loss_reward False, reward.min_relevance 0.6"
     assert page.row(f"no gate{note}")[1] == "+0.004"
     assert headline(evidence) == headline(make_evidence())  # it is no control
@@ -245,7 +237,7 @@ def test_an_ablation_has_its_row_but_no_verdict(tmp_path: Path) -> None:
 
 def test_page_without_controls(tmp_path: Path) -> None:
     evidence = make_evidence() | {"tests": {}, "per_query": {}}
-    page = page_of(make_folder(tmp_path / "run", evidence))
+    page = page_of(write_comparison_report, make_folder(tmp_path / "run", evidence))
     assert "Adversarial in PR-AUC, without a control to compare it with" in page.text
     assert "strongest control" not in page.text and "Query by query" not in page.text
 
@@ -255,7 +247,7 @@ def test_page_of_ranked_data_has_its_metric_first(tmp_path: Path) -> None:
     for metrics in evidence["arms"].values():
         metrics["judged/ndcg@10"] = metrics["pr_auc"]
         metrics["rerank/ndcg@10"] = {"mean": 0.4321, "low": None, "high": None}
-    page = page_of(make_folder(tmp_path / "run", evidence))
+    page = page_of(write_comparison_report, make_folder(tmp_path / "run", evidence))
     assert headline(evidence).endswith("from 1 in nDCG@10 (judged pool)")
     row = page.row("adversarialG rewarded")
     assert row[1:] == ["0.741", "[0.719, 0.765]", "0.741", "0.791", "0.059", "0.459", "0.432"]
@@ -263,7 +255,7 @@ def test_page_of_ranked_data_has_its_metric_first(tmp_path: Path) -> None:
 
 def test_comparison_page_asks_nobody_and_runs_nothing(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "run", make_evidence())
-    page = page_of(folder)
+    page = page_of(write_comparison_report, folder)
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert not [name for _, name, _ in page.attributes if name in ("href", "src", "xlink:href")]
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
@@ -275,7 +267,9 @@ def test_comparison_page_asks_nobody_and_runs_nothing(tmp_path: Path) -> None:
 def test_every_chart_has_its_text(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "run", make_evidence())
     labels = [
-        value for tag, name, value in page_of(folder).attributes if (tag, name) == ("svg", "role")
+        value
+        for tag, name, value in page_of(write_comparison_report, folder).attributes
+        if (tag, name) == ("svg", "role")
     ]
     assert labels == ["img"] * 12  # two forests, five controls' queries, five controls' rounds
     source = (folder / "report.html").read_text(encoding="utf-8")
@@ -296,7 +290,7 @@ def test_hostile_texts_are_harmless(tmp_path: Path) -> None:
     evidence |= {"dataset": HOSTILE, "hardware": HOSTILE, "commit": HOSTILE}
     evidence["audits"]["adversarial"]["reasons"] = {HOSTILE: 3}
     folder = make_folder(tmp_path / "run", evidence)
-    page = page_of(folder)
+    page = page_of(write_comparison_report, folder)
     assert "script" not in page.tags
     assert page.text.count(HOSTILE) >= 8
     assert "oak [U+202E]table[U+202C][U+0007] desk" in page.text
@@ -433,22 +427,3 @@ def test_round_charts_share_their_axes() -> None:
     assert charts[0].lines[0] == charts[1].lines[0]
     assert charts[1].lines[1].path.count("M") == 1 and "L" not in charts[1].lines[1].path
     assert arm_charts({"supervised": rounds["supervised"]}, names, "adversarial") == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [1400, 390])
-def test_comparison_page_in_a_browser(tmp_path: Path, width: int) -> None:
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("chromium is not installed")
-    report = write_comparison_report(make_folder(tmp_path / "run", make_evidence()))
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
-    command += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
-    picture = tmp_path / "page.png"
-    subprocess.run(
-        [*command, f"--screenshot={picture}", report.as_uri()],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    assert picture.read_bytes().startswith(b"\x89PNG")

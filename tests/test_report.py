@@ -1,8 +1,5 @@
 """The report of a small run folder in the real file formats, read back as HTML."""
 
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -10,60 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from html_pages import BIDI, HOSTILE, page_of
 
 from agr_trl.charts import Line, line_chart, ticks
 from agr_trl.errors import UserError
 from agr_trl.report import sample_rows, summary_table, write_report
 from agr_trl.report_text import duration, metric_name, number, percent, signed, visible
 from agr_trl.runtime import read_json, write_json
-
-HOSTILE = "<script>alert(1)</script> lamp"
-BIDI = "oak \u202etable\u202c\x07 desk"
-VOID = {"meta", "link", "img", "br", "hr", "input", "line", "circle", "path"}
-
-
-class Page(HTMLParser):
-    """What a test asks of a page: text, tags, ids, attributes, and whether tags are balanced."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str | None]] = []
-        self.open: list[str] = []
-        self.rows: list[list[str]] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self.open:
-            return
-        self.texts.append(data)
-        if self.rows and self.rows[-1] and ({"td", "th"} & set(self.open)):
-            self.rows[-1][-1] += data
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-    def row(self, start: str) -> list[str]:
-        """The cells of the first table row whose first cell starts so."""
-        rows = [[" ".join(cell.split()) for cell in row] for row in self.rows if row]
-        return next(row for row in rows if row[0].startswith(start))
 
 
 def metrics_of(pr_auc: float, *, has_ids: bool = True, is_bm25: bool = False) -> dict[str, Any]:
@@ -201,14 +151,8 @@ def make_run(
     return folder
 
 
-def page_of(folder: Path) -> Page:
-    page = Page(write_report(folder).read_text(encoding="utf-8"))
-    assert page.open == []
-    return page
-
-
 def test_page_answers_first_and_has_every_round(tmp_path: Path) -> None:
-    page = page_of(make_run(tmp_path / "demo"))
+    page = page_of(write_report, make_run(tmp_path / "demo"))
     assert page.text.index("Adversarial training raised PR-AUC on test") < page.text.index("Seed")
     # Test, not dev: .7204 - .701 = .0194; of the two baselines only the cosine is still better.
     assert page.row("adversarial (round 1)")[1:3] == ["0.720", "0.740"]
@@ -226,7 +170,7 @@ def test_page_answers_first_and_has_every_round(tmp_path: Path) -> None:
 
 def test_page_asks_nobody_and_runs_nothing(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "demo")
-    page = page_of(folder)
+    page = page_of(write_report, folder)
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     references = [
         value for _, name, value in page.attributes if name in ("href", "src", "xlink:href")
@@ -242,7 +186,7 @@ def test_queries_and_titles_are_harmless(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "demo")
     frame = queries_frame(1, 3)
     frame.to_parquet(folder / "round_01" / "queries.parquet")
-    page = page_of(folder)
+    page = page_of(write_report, folder)
     assert HOSTILE in page.text
     assert "oak [U+202E]table[U+202C][U+0007] desk" in page.text
     assert not set("\u202e\u202c\x07") & set((folder / "report.html").read_text(encoding="utf-8"))
@@ -254,7 +198,7 @@ def test_verdicts_are_in_words(tmp_path: Path) -> None:
     frame["reason"] = ["", "low_relevance", "round_trip", "some_new_rule"]
     frame["accepted"] = frame["reason"] == ""
     frame.to_parquet(folder / "round_01" / "queries.parquet")
-    text = page_of(folder).text
+    text = page_of(write_report, folder).text
     for words in ("off topic: S below 0.70", "not found again in BM25's top 20", "some new rule"):
         assert words in text
 
@@ -265,20 +209,22 @@ def test_reason_counts_and_shares(tmp_path: Path) -> None:
     for this, accepted in zip(metrics["rounds"], (3, 0, 1200), strict=True):
         this["queries"] |= {"accepted": accepted, "not_accepted": {"blank": 1} if accepted else {}}
     write_json(folder / "metrics.json", metrics)
-    page = page_of(folder)
+    page = page_of(write_report, folder)
     assert page.row("no word in it") == ["no word in it", "125.0 %", "0–", "10.1 %"]
     assert page.row("accepted") == ["accepted", "375.0 %", "0–", "1,20099.9 %"]
 
 
 def test_without_test_dev_warns(tmp_path: Path) -> None:
-    page = page_of(make_run(tmp_path / "run", has_test=False))
+    page = page_of(write_report, make_run(tmp_path / "run", has_test=False))
     assert "Adversarial training raised PR-AUC on dev" in page.text
     assert "There is no test split: dev chose checkpoint, round and blend weight" in page.text
     assert page.row("change")[1] == "+0.029"
 
 
 def test_without_ids_there_is_no_ranking(tmp_path: Path) -> None:
-    page = page_of(make_run(tmp_path / "run", has_test=False, has_ids=False, is_demo=False))
+    page = page_of(
+        write_report, make_run(tmp_path / "run", has_test=False, has_ids=False, is_demo=False)
+    )
     assert all("judged pool" not in cell for row in page.rows for cell in row)
     assert page.row("BM25")[1:] == ["0.611", "0.631", "–", "–", "–"]
     assert all("truly relevant" not in cell for row in page.rows for cell in row)
@@ -297,7 +243,7 @@ def test_page_of_an_older_and_barer_run(tmp_path: Path) -> None:
         "dev": bare,
     }
     write_json(tmp_path / "metrics.json", metrics)
-    text = page_of(tmp_path).text
+    text = page_of(write_report, tmp_path).text
     assert "No adversarial round was kept" in text
     assert "No log of an adversarial round was found" in text
     assert "adversarial round 1, rolled back" in summary_table(metrics)
@@ -391,21 +337,3 @@ def test_values_are_written_only_where_they_do_not_overlap() -> None:
     few, many = (line_chart("t", [Line("a", [(x, x) for x in range(n)])]) for n in (6, 7))
     assert few is not None and len(few.lines[0].markers) == 6
     assert many is not None and many.lines[0].markers == []
-
-
-@pytest.mark.slow
-def test_page_in_a_browser(tmp_path: Path) -> None:
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("chromium is not installed")
-    report = write_report(make_run(tmp_path / "run"))
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,900"]
-    command += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
-    picture = tmp_path / "page.png"
-    subprocess.run(
-        [*command, f"--screenshot={picture}", report.as_uri()],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    assert picture.read_bytes().startswith(b"\x89PNG")
