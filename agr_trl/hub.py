@@ -11,22 +11,28 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
+import yaml
 from httpx2 import HTTPError, TransportError
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 from transformers import TrainingArguments
 
+from agr_trl.adversarial import QUERIES_FILE, AdversarialRun
+from agr_trl.app import open_run, require_gradio, table_contents
 from agr_trl.config import HubArguments
 from agr_trl.errors import UserError
 from agr_trl.generator import ADAPTER_CONFIG, save_merged_generator
+from agr_trl.loading import PACKAGED_MINILM
 from agr_trl.model_cards import (
     CURVES_FILE,
     RunRecord,
@@ -35,6 +41,7 @@ from agr_trl.model_cards import (
     queries_card,
     read_run,
     retriever_card,
+    space_card,
 )
 from agr_trl.runtime import is_main_process, read_json
 
@@ -51,6 +58,21 @@ NEVER_PUSHED = (
 )
 MODEL_FILES = ("*.json", "*.safetensors", "*.parquet", CURVES_FILE)  # replaced by each upload
 TEXT_FILES = (".json", ".md", ".txt", ".yaml", ".jinja", ".svg")
+PACKAGE_ENDINGS = (".py", ".j2", ".css")  # of what a Space holds of this package
+MODEL_ENDINGS = (".json", ".txt", ".safetensors", ".model")  # and of a relevance model's folder
+SPACE_APP = """from pathlib import Path
+
+from agr_trl.app import serve
+from agr_trl.runtime import run_recipe, start
+
+
+def main() -> None:
+    start(seed=0)
+    serve(Path("run"))
+
+
+run_recipe(main)
+"""
 ATTEMPTS = 4
 PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 
@@ -158,6 +180,41 @@ def publish_run(
     return addresses
 
 
+def publish_space(
+    run_folder: Path,
+    repo_id: str,
+    dataset_path: str | None = None,
+    *,
+    private: bool = False,
+    licence: str = "unknown",
+    token: str | None = None,
+) -> str:
+    """Upload the app of a finished run as a Space of its own, wait for it, return its address.
+
+    It holds this package, the run's models, queries and metrics, and its data set: the catalogue
+    and all judgements. `private` makes a new Space private and refuses one that is public. Raises
+    `UserError` with the command that pushes again.
+    """
+    require_gradio()
+    _check_name(repo_id)
+    token = token or get_token()
+    record, run = open_run(run_folder, dataset_path)
+    words = ["python", "recipes/app.py", "--run_dir", str(run_folder), "--push_to_space", repo_id]
+    words += ["--dataset_path", dataset_path] if dataset_path else []
+    words += ["--private"] * private + (["--licence", licence] if licence != "unknown" else [])
+    again = f"push again with `{shlex.join(words)}`"
+    repository = _Repository(HfApi(token=token), repo_id, "space", run_folder, token)
+    products, judgements = len(run.dataset.products), len(run.dataset.judgements)
+    logger.info("the Space will hold %d products and %d judgements", products, judgements)
+    with _one_line_errors(repo_id, token, again), tempfile.TemporaryDirectory() as made:
+        _retried(repository.api.whoami)
+        repository.create(private)
+        files = _space_files(record, run, repo_id, licence, Path(made))
+        repository.commit(files, "agr_trl: app")
+    logger.info("published %s as %s", run_folder, repository.url)
+    return repository.url
+
+
 # --- What goes into the three repositories ------------------------------------------------------
 
 
@@ -252,6 +309,58 @@ def _json_with(file: Path | bytes, **values: object) -> bytes:
     return (json.dumps(json.loads(text) | values, indent=2, sort_keys=True) + "\n").encode()
 
 
+# --- What goes into a Space ---------------------------------------------------------------------
+
+
+def _space_files(
+    record: RunRecord, run: AdversarialRun, repo_id: str, licence: str, made: Path
+) -> Files:
+    """Return the app, this package, and what the app reads of the run; `made` takes new files."""
+    package = Path(__file__).parent
+    scorer = run.reward_args.relevance_model
+    files: Files = {
+        "README.md": space_card(repo_id, record, licence, version("gradio")).encode(),
+        "app.py": SPACE_APP.encode(),
+        "requirements.txt": "\n".join(_requirements(scorer)).encode() + b"\n",
+    }
+    files |= _files_below(package, "agr_trl", PACKAGE_ENDINGS)
+    folders = {
+        name: _model_files(record.folder / name)
+        for name in ("retriever", "generator", "round_00/retriever")
+    }
+    files |= {f"run/{name}/{file}": path for name, found in folders.items()
+              for file, path in found.items()}  # fmt: skip
+    for number in range(len(record.metrics["rounds"])):
+        name = f"round_{number:02d}/{QUERIES_FILE}"
+        if (record.folder / name).is_file():
+            files[f"run/{name}"] = record.folder / name
+    for name, table in table_contents(run.dataset).items():
+        table.to_parquet(made / f"{name}.parquet", index=False)
+        files[f"run/data/{name}.parquet"] = made / f"{name}.parquet"
+    files["run/metrics.json"] = record.folder / "metrics.json"
+    config = dict(record.config)
+    if Path(scorer).is_dir():  # a model of this machine comes along
+        config["reward"] = config["reward"] | {"relevance_model": "relevance_model"}
+        files |= _files_below(Path(scorer), "relevance_model", MODEL_ENDINGS)
+    files["run/config.yaml"] = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
+    return files
+
+
+def _files_below(folder: Path, name: str, endings: Collection[str]) -> Files:
+    return {
+        f"{name}/{file.relative_to(folder).as_posix()}": file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.suffix in endings
+    }
+
+
+def _requirements(scorer: str) -> list[str]:
+    """Return what the Space installs beside gradio, whose version its card names."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
+    needed: list[str] = project["project"]["dependencies"]
+    return needed + [PACKAGED_MINILM] * (scorer == PACKAGED_MINILM)
+
+
 # --- Uploading ----------------------------------------------------------------------------------
 
 
@@ -268,13 +377,18 @@ class _Repository:
     @property
     def url(self) -> str:
         """Return the page of the repository."""
-        return f"{self.api.endpoint}/{'datasets/' * (self.kind == 'dataset')}{self.repo_id}"
+        begin = {"model": "", "dataset": "datasets/", "space": "spaces/"}[self.kind]
+        return f"{self.api.endpoint}/{begin}{self.repo_id}"
 
     def create(self, private: bool) -> None:
         """Create the repository where it is not there; refuse a public one for private work."""
         _retried(
             lambda: self.api.create_repo(
-                self.repo_id, repo_type=self.kind, private=private or None, exist_ok=True
+                self.repo_id,
+                repo_type=self.kind,
+                private=private or None,
+                exist_ok=True,
+                space_sdk="gradio" if self.kind == "space" else None,
             )
         )
         if private:

@@ -1,4 +1,4 @@
-"""Cards of what a run publishes: its retriever, its generator, its accepted queries.
+"""Cards of what a run publishes: its retriever, its generator, its accepted queries, its app.
 
 A card cannot hold inline SVG, so its training curves are a file beside it, `RunRecord.curves`.
 A card's numbers are read from the run's own files. Every text that comes from data is escaped, so
@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 import yaml
-from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData, SpaceCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from markupsafe import Markup
@@ -248,6 +248,19 @@ def queries_card(repo_id: str, run: RunRecord, licence: str) -> str:
     return _card(data, "queries_card.md.j2", repo_id, run, run.best_round)
 
 
+def space_card(repo_id: str, run: RunRecord, licence: str, gradio_version: str) -> str:
+    """Return the README.md of a Space, whose head tells the Hub how to start it."""
+    data = SpaceCardData(
+        title=repo_id.split("/")[-1],
+        sdk="gradio",
+        sdk_version=gradio_version,
+        app_file="app.py",
+        license=licence,
+        tags=["product-search", "cross-encoder", "agr_trl"],
+    )
+    return _card(data, "space_card.md.j2", repo_id, run, run.best_round)
+
+
 def curves_picture(charts: Sequence[Chart]) -> str:
     """Return charts side by side as one SVG file that needs no style from around it."""
     panels = [(chart, MARGIN + place * (PANEL + GAP)) for place, chart in enumerate(charts)]
@@ -291,7 +304,7 @@ def fenced(text: str, language: str = "") -> Markup:
 
 
 def _card(
-    data: ModelCardData | DatasetCardData,
+    data: ModelCardData | DatasetCardData | SpaceCardData,
     template: str,
     repo_id: str,
     run: RunRecord,

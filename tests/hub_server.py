@@ -1,8 +1,8 @@
 """A Hub in memory on loopback: enough of its HTTP interface for the real `huggingface_hub` client.
 
-Models and data sets with their commits, branches and tags; small files travel in the commit, large
-ones by LFS. Downloads of large files are redirected to another host name of this machine, as the
-Hub's are, so that clients read the headers of the redirect.
+Models, data sets and Spaces with their commits, branches and tags; small files travel in the
+commit, large ones by LFS. Downloads of large files are redirected to another host name of this
+machine, as the Hub's are, so that clients read the headers of the redirect.
 """
 
 import base64
@@ -26,6 +26,8 @@ TOKEN = "hf_" + "t" * 34
 USER = "user"
 LFS_ENDINGS = (".safetensors", ".parquet", ".bin")
 LFS_SIZE = 1_000_000
+KINDS = {"": "model", "datasets/": "dataset", "spaces/": "space"}  # by the begin of an address
+SPACE_SDKS = ("gradio", "docker", "static")
 NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}")
 
 Files = dict[str, tuple[bytes, bool]]  # path -> (content, whether it is an LFS file)
@@ -82,6 +84,10 @@ class Hub:
         """Return a data set repository."""
         return self.repositories["dataset", name]
 
+    def space(self, name: str) -> Repository:
+        """Return a Space's repository."""
+        return self.repositories["space", name]
+
     def all_contents(self) -> Iterator[tuple[str, bytes]]:
         """Yield name and content of every file of every commit."""
         for (_, name), repository in self.repositories.items():
@@ -134,21 +140,21 @@ class _Handler(BaseHTTPRequestHandler):
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
-        ("POST", r"/api/(model|dataset)s/(.+?)/preupload/([^/]+)", "preupload"),
-        ("POST", r"/api/(model|dataset)s/(.+?)/commit/([^/]+)", "commit"),
-        ("GET", r"/api/(model|dataset)s/(.+?)/tree/([^/]+)(?:/(.*))?", "tree"),
-        ("POST", r"/api/(model|dataset)s/(.+?)/paths-info/([^/]+)", "paths_info"),
-        ("GET", r"/api/(model|dataset)s/(.+?)/refs", "refs"),
-        ("POST", r"/api/(model|dataset)s/(.+?)/branch/([^/]+)", "branch"),
-        ("POST", r"/api/(model|dataset)s/(.+?)/tag/([^/]+)", "tag"),
-        ("DELETE", r"/api/(model|dataset)s/(.+?)/tag/([^/]+)", "delete_tag"),
-        ("GET", r"/api/(model|dataset)s/(.+?)/revision/([^/]+)", "info"),
-        ("GET", r"/api/(model|dataset)s/([^/]+/[^/]+)", "info"),
-        ("POST", r"/(datasets/)?(.+?)\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("POST", r"/api/(model|dataset|space)s/(.+?)/preupload/([^/]+)", "preupload"),
+        ("POST", r"/api/(model|dataset|space)s/(.+?)/commit/([^/]+)", "commit"),
+        ("GET", r"/api/(model|dataset|space)s/(.+?)/tree/([^/]+)(?:/(.*))?", "tree"),
+        ("POST", r"/api/(model|dataset|space)s/(.+?)/paths-info/([^/]+)", "paths_info"),
+        ("GET", r"/api/(model|dataset|space)s/(.+?)/refs", "refs"),
+        ("POST", r"/api/(model|dataset|space)s/(.+?)/branch/([^/]+)", "branch"),
+        ("POST", r"/api/(model|dataset|space)s/(.+?)/tag/([^/]+)", "tag"),
+        ("DELETE", r"/api/(model|dataset|space)s/(.+?)/tag/([^/]+)", "delete_tag"),
+        ("GET", r"/api/(model|dataset|space)s/(.+?)/revision/([^/]+)", "info"),
+        ("GET", r"/api/(model|dataset|space)s/([^/]+/[^/]+)", "info"),
+        ("POST", r"/(datasets/|spaces/)?(.+?)\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs-upload/([0-9a-f]{64})", "lfs_upload"),
         ("POST", r"/lfs-verify/([0-9a-f]{64})", "lfs_verify"),
         ("GET", r"/lfs-download/([0-9a-f]{64})", "lfs_download"),
-        ("GET", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "download"),
+        ("GET", r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "download"),
     )
 
     def do_GET(self) -> None:
@@ -270,7 +276,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.require_user(name)
         if not NAME.fullmatch(wanted["name"]) or name == self.hub.refused_name:
             raise _Answer(400, f"Invalid name: {wanted['name']}")
-        url = f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{name}"
+        if kind == "space" and wanted.get("sdk") not in SPACE_SDKS:
+            raise _Answer(400, f"sdk must be one of {', '.join(SPACE_SDKS)}")
+        url = f"{self.hub.url}/{'' if kind == 'model' else f'{kind}s/'}{name}"
         if (kind, name) in self.hub.repositories:
             self.send_json({"error": "You already created this repo", "url": url}, 409)
             return
@@ -281,7 +289,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def on_validate_yaml(self) -> None:
         """Check a card's metadata as far as this project fills it in."""
-        content = self.json()["content"]
+        sent = self.json()
+        content = sent["content"]
         errors = []
         try:
             data = yaml.safe_load(content.split("---\n")[1]) if content.startswith("---") else None
@@ -289,6 +298,8 @@ class _Handler(BaseHTTPRequestHandler):
                 errors.append("no metadata")
             elif not str(data.get("license", "")).strip():
                 errors.append('"license" is required here')
+            elif sent.get("repoType") == "space" and data.get("sdk") not in SPACE_SDKS:
+                errors.append('"sdk" is required for a Space')
         except yaml.YAMLError as error:
             errors.append(str(error))
         answer = {"errors": [{"message": error} for error in errors], "warnings": []}
@@ -403,7 +414,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def on_lfs_batch(self, kind: str, name: str) -> None:
-        self.repository("dataset" if kind else "model", name, write=True)
+        self.repository(KINDS[kind], name, write=True)
         objects = []
         for wanted in self.json()["objects"]:
             entry = {"oid": wanted["oid"], "size": wanted["size"]}
@@ -435,7 +446,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_file(self.hub.objects[oid], {"ETag": f'"{oid}"'})
 
     def on_download(self, kind: str, name: str, revision: str, path: str) -> None:
-        repository = self.repository("dataset" if kind else "model", name)
+        repository = self.repository(KINDS[kind], name)
         commit = self.commit_id(repository, revision)
         headers = {"X-Repo-Commit": commit}
         if path not in repository.commits[commit]:

@@ -1,0 +1,223 @@
+"""The app's page in gradio: three tabs over what app.py answers.
+
+Texts of products and queries reach the page through the templates of the report, which escape them
+and write out control characters. What gradio shows itself (the choices of a list) is text to it,
+and passes `visible` here.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+
+from agr_trl.app import CANDIDATES, OFFERED_PRODUCTS, ROWS_PER_PAGE, SHOWN_PRODUCTS, FinishedRun
+from agr_trl.errors import UserError
+from agr_trl.report import page_environment, report_content
+from agr_trl.report_text import visible
+
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # none is fetched
+MONOSPACE = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+MODELS = {"concurrency_id": "models", "concurrency_limit": 1}  # one answer of the models at a time
+MAX_CHARACTERS = 200  # of what is typed
+MAX_QUERIES = 16  # that are written for a product at a time
+
+TEMPLATE = page_environment().get_template("app.html.j2").module
+
+
+def launch(run: FinishedRun, host: str | None, port: int | None) -> None:
+    """Serve the page until the process is stopped; nothing is fetched from or told to anybody."""
+    try:
+        build_page(run).launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            ssr_mode=False,
+            footer_links=[],
+            theme=_theme(),
+            head=str(TEMPLATE.style()),
+        )
+    except OSError as error:  # gradio's words name the port
+        raise UserError(f"cannot serve the app: {error}") from error
+
+
+def _theme() -> gr.themes.Base:
+    """Return gradio's own theme with the fonts of the reader's system and the report's colours."""
+    settings = {
+        "body_background_fill": "var(--paper)",
+        "body_text_color_subdued": "var(--muted)",
+        "block_background_fill": "var(--card)",
+        "block_border_color": "var(--rule)",
+        "block_label_text_color": "var(--ink)",
+        "block_title_text_color": "var(--ink)",
+        "border_color_primary": "var(--rule)",
+        "input_background_fill": "var(--paper)",
+        "input_border_color": "var(--rule)",
+        "slider_color": "var(--one)",
+        "button_primary_background_fill": "#1f5fbf",  # under white text in both schemes
+        "button_primary_background_fill_hover": "#194d9b",
+    }
+    dark = {f"{name}_dark": value for name, value in settings.items()}
+    theme = gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=MONOSPACE)
+    return theme.set(color_accent="var(--one)", **settings, **dark)
+
+
+def build_page(run: FinishedRun) -> gr.Blocks:
+    """Return the page of a run: search, attack a product, rounds."""
+    title = f"{run.record.folder.resolve().name}: adversarial run"
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
+        gr.HTML(TEMPLATE.heading(run.record))
+        with gr.Tab("Search"):
+            _search_tab(run)
+        with gr.Tab("Attack"):
+            _attack_tab(run)
+        with gr.Tab("Rounds"):
+            _rounds_tab(run)
+    return page
+
+
+def _search_tab(run: FinishedRun) -> None:
+    @_with_messages
+    def answer(query: str, blended: bool) -> str:
+        found = run.search(query, blended)
+        if not found["bm25"]:
+            return TEMPLATE.message("No product shares a word with this query.")
+        judged = run.judgements(query)
+        summary = {
+            "split": judged["split"].iloc[0],
+            "products": len(judged),
+            "relevant": int((judged["label"] >= 0.5).sum()),
+        } if len(judged) else None  # fmt: skip
+        ranked = f"ranks BM25's {CANDIDATES}" + (", blended with BM25" if blended else "")
+        names = {
+            "bm25": ("BM25", "words only", "score"),
+            "supervised": ("Supervised", f"R of round 0 {ranked}", "blend" if blended else "p"),
+            "adversarial": (
+                "Adversarial",
+                f"R of round {run.record.best_round} {ranked}",
+                "blend" if blended else "p",
+            ),
+        }
+        columns = [
+            {
+                "name": names[system][0],
+                "note": names[system][1],
+                "score": names[system][2],
+                "moves": system != "bm25",
+                "relevant": sum(row["relevant"] is True for row in rows),
+                "rows": rows,
+            }
+            for system, rows in found.items()
+        ]
+        return TEMPLATE.search_results(columns, summary, run.dataset.max_grade)
+
+    query = gr.Textbox(
+        label="Query",
+        placeholder="What would a customer type?",
+        max_length=MAX_CHARACTERS,
+        submit_btn="Search",
+        elem_id="query",
+    )
+    blended = gr.Checkbox(
+        label="Blend with BM25, by the weight that dev chose",
+        value=run.can_blend,
+        interactive=run.can_blend,
+    )
+    results = gr.HTML(
+        TEMPLATE.message(f"The best {SHOWN_PRODUCTS} products of three systems, side by side."),
+        elem_id="results",
+        apply_default_css=False,
+        render=False,
+    )
+    examples = run.example_queries()
+    if examples:
+        gr.Examples(
+            [[example] for example in examples],
+            query,
+            results,
+            lambda example: answer(example, run.can_blend),
+            run_on_click=True,
+            cache_examples=False,
+            label="Judged queries",
+            example_labels=[visible(example) for example in examples],
+        )
+    results.render()
+    gr.on([query.submit, blended.input], answer, [query, blended], results, **MODELS)
+
+
+def _attack_tab(run: FinishedRun) -> None:
+    titles, descriptions = (run.dataset.products[name] for name in ("title", "description"))
+
+    def choices(text: str) -> list[tuple[str, int]]:
+        return [(visible(titles.iloc[place])[:120], place) for place in run.find_products(text)]
+
+    def offer(text: str) -> tuple[Any, str]:
+        found = choices(text)
+        return gr.Dropdown(choices=found, value=found[0][1]), card(found[0][1])
+
+    def card(place: int) -> str:
+        return TEMPLATE.product_card(titles.iloc[place], descriptions.iloc[place])
+
+    @_with_messages
+    def answer(place: int, count: int) -> str:
+        return TEMPLATE.attack_results(run.attack(place, count), CANDIDATES)
+
+    start = choices("")
+    with gr.Row():
+        text = gr.Textbox(
+            label=f"Find products (Enter offers BM25's best {OFFERED_PRODUCTS})",
+            max_length=MAX_CHARACTERS,
+            elem_id="find",
+        )
+        product = gr.Dropdown(start, value=start[0][1], label="Product", elem_id="product")
+    shown = gr.HTML(card(start[0][1]), elem_id="card", apply_default_css=False)
+    drawn = min(2 * run.run.loop.queries_per_product, MAX_QUERIES)
+    count = gr.Slider(1, MAX_QUERIES, drawn, step=1, label="Queries to draw")
+    button = gr.Button("Let the generator attack it", variant="primary", elem_id="attack")
+    results = gr.HTML(elem_id="attacks", apply_default_css=False)
+    text.submit(offer, text, [product, shown])
+    product.input(card, product, shown)
+    button.click(answer, [product, count], results, **MODELS)
+
+
+def _rounds_tab(run: FinishedRun) -> None:
+    content = report_content(run.record.folder)
+    verdicts = run.verdicts()
+    named = {"all": None, "accepted": [""], "not accepted": [key for key in verdicts if key]}
+    named |= {words: [reason] for reason, words in verdicts.items() if reason}
+
+    @_with_messages
+    def answer(number: str, name: str, text: str, page: float | None) -> str:
+        page_number = max(1, int(page or 1))
+        rows, total = run.browse(numbers[number], named[name], text, page_number)
+        return TEMPLATE.browsed(rows, total, (page_number - 1) * ROWS_PER_PAGE + 1)
+
+    gr.HTML(TEMPLATE.round_metrics(content), apply_default_css=False)
+    numbers = {"all": None} | {str(row["number"]): row["number"] for row in content["rounds"]}
+    with gr.Row():
+        number = gr.Dropdown(list(numbers), value="all", label="Round", elem_id="round")
+        verdict = gr.Dropdown(list(named), value="all", label="Verdict", elem_id="verdict")
+        text = gr.Textbox(label="In query or title", max_length=MAX_CHARACTERS, elem_id="contains")
+        page = gr.Number(1, label="Page", precision=0, minimum=1, min_width=100)
+    table = gr.HTML(answer("all", "all", "", 1), elem_id="written", apply_default_css=False)
+    filters = [number, verdict, text]
+    gr.on(
+        [number.input, verdict.input, text.change],
+        lambda *chosen: (answer(*chosen, 1), 1),
+        filters,
+        [table, page],
+    )
+    page.input(answer, [*filters, page], table)
+
+
+def _with_messages(answer: Callable[..., str]) -> Callable[..., str]:
+    """Show a user's error as a sentence in the answer's place."""
+
+    @wraps(answer)
+    def shown(*values: Any) -> str:
+        try:
+            return answer(*values)
+        except UserError as error:
+            return TEMPLATE.message(f"{error}.")
+
+    return shown
