@@ -12,7 +12,7 @@ same command resumes. Only the main process writes; the others help to train and
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ from agr_trl.training_pairs import gold_pairs, mix, synthetic_labels, synthetic_
 
 logger = logging.getLogger(__name__)
 
-SECTIONS: dict[str, tuple[type, ...]] = {
+SECTIONS: dict[str, Sequence[type]] = {
     "": (RunArguments, DataArguments, LoopArguments),
     "retriever": (RetrieverArguments, TrainingArguments),
     "warm_up": (WarmUpArguments, Seq2SeqTrainingArguments),

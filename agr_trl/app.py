@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,8 @@ def open_run(folder: Path, dataset_path: str | None = None) -> tuple[RunRecord, 
     supervised = folder / "round_00" / "retriever"
     if not (supervised / "config.json").is_file():
         raise UserError(f"`{supervised}` holds no model; copy the run folder with its rounds")
-    words = ["--config", str(folder / "config.yaml"), "--output_dir", str(folder)]
+    # Nothing is written, so the run may lie where this user may not write.
+    words = ["--config", str(folder / "config.yaml"), "--output_dir", gettempdir()]
     words += ["--dataset_path", dataset_path] if dataset_path else []
     recipe = parse_recipe(SECTIONS, "recipes/train_adversarial.py", words)
     dataset = read_tables(folder / "data")
@@ -185,13 +187,12 @@ class FinishedRun:
     # --- Attack a product ------------------------------------------------------------------------
 
     def find_products(self, text: str) -> list[int]:
-        """Return positions of products to choose from: BM25's best, or some where nothing fits."""
-        top, scores = (row[0] for row in self.run.index.top([text], OFFERED_PRODUCTS))
-        if (scores > 0).any():
+        """Return positions of products to choose from: BM25's best, or a few for a blank text."""
+        if text.strip():
+            top, scores = (row[0] for row in self.run.index.top([text], OFFERED_PRODUCTS))
             return [int(position) for position in top[scores > 0]]
-        generator = np.random.default_rng(0)
         count = len(self.dataset.products)
-        chosen = generator.choice(count, min(OFFERED_PRODUCTS, count), replace=False)
+        chosen = np.random.default_rng(0).choice(count, min(OFFERED_PRODUCTS, count), replace=False)
         return sorted(map(int, chosen))
 
     def attack(self, position: int, queries_per_product: int) -> Rows:

@@ -6,7 +6,7 @@ and passes `visible` here.
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -18,11 +18,14 @@ from agr_trl.report_text import visible
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # none is fetched
 MONOSPACE = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
-MODELS = {"concurrency_id": "models", "concurrency_limit": 1}  # one answer of the models at a time
+MODELS: dict[str, Any] = {  # one answer of theirs at a time
+    "concurrency_id": "models",
+    "concurrency_limit": 1,
+}
 MAX_CHARACTERS = 200  # of what is typed
 MAX_QUERIES = 16  # that are written for a product at a time
 
-TEMPLATE = page_environment().get_template("app.html.j2").module
+TEMPLATE: Any = page_environment().get_template("app.html.j2").module
 
 
 def launch(run: FinishedRun, host: str | None, port: int | None) -> None:
@@ -76,41 +79,31 @@ def build_page(run: FinishedRun) -> gr.Blocks:
     return page
 
 
-def _search_tab(run: FinishedRun) -> None:
-    @_with_messages
-    def answer(query: str, blended: bool) -> str:
-        found = run.search(query, blended)
-        if not found["bm25"]:
-            return TEMPLATE.message("No product shares a word with this query.")
-        judged = run.judgements(query)
-        summary = {
-            "split": judged["split"].iloc[0],
-            "products": len(judged),
-            "relevant": int((judged["label"] >= 0.5).sum()),
-        } if len(judged) else None  # fmt: skip
-        ranked = f"ranks BM25's {CANDIDATES}" + (", blended with BM25" if blended else "")
-        names = {
-            "bm25": ("BM25", "words only", "score"),
-            "supervised": ("Supervised", f"R of round 0 {ranked}", "blend" if blended else "p"),
-            "adversarial": (
-                "Adversarial",
-                f"R of round {run.record.best_round} {ranked}",
-                "blend" if blended else "p",
-            ),
-        }
-        columns = [
-            {
-                "name": names[system][0],
-                "note": names[system][1],
-                "score": names[system][2],
-                "moves": system != "bm25",
-                "relevant": sum(row["relevant"] is True for row in rows),
-                "rows": rows,
-            }
-            for system, rows in found.items()
-        ]
-        return TEMPLATE.search_results(columns, summary, run.dataset.max_grade)
+def search_html(run: FinishedRun, query: str, blended: bool) -> str:
+    """Return what three systems find for a query, side by side."""
+    query = query[:MAX_CHARACTERS]  # the box's own limit binds only those who use the page
+    found = run.search(query, blended)
+    if not found["bm25"]:
+        return TEMPLATE.message("No product shares a word with this query.")
+    judged = run.judgements(query)
+    facts = {
+        "split": judged["split"].iloc[0] if len(judged) else "",
+        "products": len(judged),
+        "relevant": int((judged["label"] >= 0.5).sum()),
+    }
+    how = f"ranks BM25's {CANDIDATES}" + (", blended with BM25" if blended else "")
+    score = "blend" if blended else "p"
+    best = run.record.best_round
+    names = {
+        "bm25": ("BM25", "words only", "score"),
+        "supervised": ("Supervised", f"R of round 0 {how}", score),
+        "adversarial": ("Adversarial", f"R of round {best} {how}", score),
+    }
+    return TEMPLATE.search_results(names, found, facts, run.dataset.max_grade)
 
+
+def _search_tab(run: FinishedRun) -> None:
+    answer = _with_messages(partial(search_html, run))
     query = gr.Textbox(
         label="Query",
         placeholder="What would a customer type?",
@@ -152,7 +145,9 @@ def _attack_tab(run: FinishedRun) -> None:
         return [(visible(titles.iloc[place])[:120], place) for place in run.find_products(text)]
 
     def offer(text: str) -> tuple[Any, str]:
-        found = choices(text)
+        found = choices(text[:MAX_CHARACTERS])
+        if not found:
+            return gr.skip(), TEMPLATE.message("No product shares a word with this text.")
         return gr.Dropdown(choices=found, value=found[0][1]), card(found[0][1])
 
     def card(place: int) -> str:
@@ -160,7 +155,7 @@ def _attack_tab(run: FinishedRun) -> None:
 
     @_with_messages
     def answer(place: int, count: int) -> str:
-        return TEMPLATE.attack_results(run.attack(place, count), CANDIDATES)
+        return TEMPLATE.attack_results(run.attack(place, min(count, MAX_QUERIES)), CANDIDATES)
 
     start = choices("")
     with gr.Row():
@@ -206,6 +201,7 @@ def _rounds_tab(run: FinishedRun) -> None:
         lambda *chosen: (answer(*chosen, 1), 1),
         filters,
         [table, page],
+        trigger_mode="always_last",
     )
     page.input(answer, [*filters, page], table)
 
@@ -213,7 +209,6 @@ def _rounds_tab(run: FinishedRun) -> None:
 def _with_messages(answer: Callable[..., str]) -> Callable[..., str]:
     """Show a user's error as a sentence in the answer's place."""
 
-    @wraps(answer)
     def shown(*values: Any) -> str:
         try:
             return answer(*values)

@@ -169,7 +169,8 @@ def test_attack_draws_from_the_generator_of_the_run(run):
 def test_products_are_found_by_words_or_offered(run):
     found = run.find_products("green floor lamp")
     assert run.dataset.products["title"].iloc[found[0]] == "green floor lamp"
-    assert run.find_products("zzz") == run.find_products("") == list(range(21))
+    assert run.find_products("zzz") == []
+    assert run.find_products(" ") == list(range(21))
 
 
 def test_browse_filters_and_pages(run, finished):
@@ -225,6 +226,17 @@ def test_without_gradio_the_extra_is_named(finished, monkeypatch):
         run_main("app", finished)
     with pytest.raises(UserError, match=re.escape('pip install -e ".[app]"')):
         run_main("app", finished, "--push_to_space", "user/toy")
+
+
+def test_the_bare_command_serves_the_demo_run_to_this_machine_alone(monkeypatch):
+    calls = []
+    monkeypatch.setattr(app, "serve", lambda *settings: calls.append(settings))
+    run_main("app")
+    run_main("app", "runs/own", "--host=0.0.0.0", "--port=80")
+    assert calls == [
+        (Path("runs/demo"), None, "127.0.0.1", 7860),
+        (Path("runs/own"), None, "0.0.0.0", 80),
+    ]
 
 
 def test_a_port_that_is_taken_is_one_line(finished):
@@ -382,7 +394,13 @@ def test_attack_shows_the_generators_queries(page):
     before = page.text("#card")
     page.type("#find", "green floor lamp", Keys.ENTER)
     page.wait("#card", gone=before)
-    assert page.text("#card").startswith("green floor lamp")
+    chosen = page.text("#card")
+    assert chosen.startswith("green floor lamp")
+    page.type("#find", "zzz", Keys.ENTER)
+    page.wait("#card", gone=chosen)
+    assert page.text("#card") == "No product shares a word with this text."
+    product = page.browser.find_element(By.CSS_SELECTOR, "#product input")
+    assert product.get_property("value") == "green floor lamp"
     page.browser.find_element(By.ID, "attack").click()
     page.wait("#attacks table")
     rows = page.browser.find_elements(By.CSS_SELECTOR, "#attacks tbody tr")
