@@ -170,8 +170,8 @@ def _attack_tab(run: FinishedRun) -> None:
     count = gr.Slider(1, MAX_QUERIES, drawn, step=1, label="Queries to draw")
     button = gr.Button("Let the generator attack it", variant="primary", elem_id="attack")
     results = gr.HTML(elem_id="attacks", apply_default_css=False)
-    text.submit(offer, text, [product, shown])
-    product.input(card, product, shown)
+    text.submit(offer, text, [product, shown], show_progress="hidden")
+    product.input(card, product, shown, show_progress="hidden")
     button.click(answer, [product, count], results, **MODELS)
 
 
@@ -202,8 +202,9 @@ def _rounds_tab(run: FinishedRun) -> None:
         filters,
         [table, page],
         trigger_mode="always_last",
+        show_progress="hidden",
     )
-    page.input(answer, [*filters, page], table)
+    page.input(answer, [*filters, page], table, show_progress="hidden")
 
 
 def _with_messages(answer: Callable[..., str]) -> Callable[..., str]:

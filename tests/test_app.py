@@ -68,7 +68,8 @@ def shop(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(shop):
     """A finished run of one adversarial round, kept whatever it scores."""
-    config = write_loop_config(shop.parent / "run.yaml", shop, rounds=1, max_dev_drop=1.0)
+    settings = {"rounds": 1, "max_dev_drop": 1.0, "products_per_round": 21}
+    config = write_loop_config(shop.parent / "run.yaml", shop, **settings)
     run_main("train_adversarial", "--config", config, "--output_dir", shop.parent / "run")
     return shop.parent / "run"
 
@@ -178,11 +179,11 @@ def test_browse_filters_and_pages(run, finished):
     tables = [pd.read_parquet(file) for file in files]
     everything = pd.concat(tables, ignore_index=True)
     rows, total = run.browse()
-    assert total == len(everything) == 40 and len(rows) == 20
+    assert total == len(everything) == 2 * 21 * 2 and len(rows) == 20
     assert [row["query"] for row in rows] == everything["query"].tolist()[:20]
     second, _ = run.browse(page=2)
-    assert [row["query"] for row in second] == everything["query"].tolist()[20:]
-    assert run.browse(page=3) == ([], 40)
+    assert [row["query"] for row in second] == everything["query"].tolist()[20:40]
+    assert len(run.browse(page=5)[0]) == 4 and run.browse(page=6) == ([], 84)
     assert run.browse(page=-5)[0] == rows
     assert run.browse(round_number=1)[1] == len(tables[1])
     accepted, total = run.browse(reasons=[""])
@@ -307,14 +308,15 @@ class AppPage:
         self.wait("#query textarea, #query input")
         return self
 
-    def wait(self, selector, gone=""):
-        """Return what fits a selector as soon as it is there with another text than `gone`."""
+    def wait(self, selector):
+        """Return what fits a selector as soon as something does."""
+        return WebDriverWait(self.browser, 60).until(
+            lambda browser: browser.find_elements(By.CSS_SELECTOR, selector)
+        )
 
-        def there(browser):
-            found = browser.find_elements(By.CSS_SELECTOR, selector)
-            return found if found and found[0].text != (gone or None) else None
-
-        return WebDriverWait(self.browser, 60).until(there)
+    def wait_text(self, selector, text):
+        """Wait until a text is read in a place."""
+        WebDriverWait(self.browser, 60).until(lambda _: text in self.text(selector))
 
     def text(self, selector):
         return self.browser.find_element(By.CSS_SELECTOR, selector).text
@@ -373,11 +375,9 @@ def test_search_shows_three_systems_side_by_side(page):
     assert "A judged query of the test split: 21 products were judged" in page.text("#results")
     assert "✓ relevant, grade 2" in columns[0].text and "BM25 #" in columns[2].text
     page.type("#query", "zzz", Keys.ENTER)
-    WebDriverWait(page.browser, 30).until(
-        lambda _: page.text("#results") == "No product shares a word with this query."
-    )
+    page.wait_text("#results", "No product shares a word with this query.")
     page.type("#query", "  ", Keys.ENTER)
-    WebDriverWait(page.browser, 30).until(lambda _: "the query is blank" in page.text("#results"))
+    page.wait_text("#results", "the query is blank")
 
 
 @pytest.mark.slow
@@ -391,14 +391,10 @@ def test_an_example_query_is_one_click(page):
 @pytest.mark.slow
 def test_attack_shows_the_generators_queries(page):
     page.open().tab("Attack")
-    before = page.text("#card")
     page.type("#find", "green floor lamp", Keys.ENTER)
-    page.wait("#card", gone=before)
-    chosen = page.text("#card")
-    assert chosen.startswith("green floor lamp")
+    page.wait_text("#card", "green floor lamp")
     page.type("#find", "zzz", Keys.ENTER)
-    page.wait("#card", gone=chosen)
-    assert page.text("#card") == "No product shares a word with this text."
+    page.wait_text("#card", "No product shares a word with this text.")
     product = page.browser.find_element(By.CSS_SELECTOR, "#product input")
     assert product.get_property("value") == "green floor lamp"
     page.browser.find_element(By.ID, "attack").click()
@@ -416,17 +412,17 @@ def test_attack_shows_the_generators_queries(page):
 def test_rounds_are_browsed_with_filters(page, run):
     page.open().tab("Rounds")
     page.wait("#written table")
-    assert "1 to 20 of 40 queries" in page.text("#written")
+    assert "1 to 20 of 84 queries" in page.text("#written")
     page.choose("#round", "1")
-    WebDriverWait(page.browser, 30).until(lambda _: "of 20 queries" in page.text("#written"))
+    page.wait_text("#written", "of 42 queries")
     total = run.browse(1, text="chair")[1]
     page.type("#contains", "chair")
     wanted = f"of {total} queries"
-    WebDriverWait(page.browser, 30).until(lambda _: wanted in page.text("#written"))
+    page.wait_text("#written", wanted)
     page.choose("#verdict", "accepted")
     total = run.browse(1, [""], "chair")[1]
     wanted = f"of {total} queries" if total else "No query passes these filters."
-    WebDriverWait(page.browser, 30).until(lambda _: wanted in page.text("#written"))
+    page.wait_text("#written", wanted)
     assert "supervised (round 0)" in page.browser.find_element(By.CSS_SELECTOR, ".rounds").text
 
 
@@ -437,9 +433,8 @@ def test_hostile_texts_are_shown_and_do_nothing(page):
     page.open().search("hacked onerror")
     assert shown in page.text("#results")
     page.tab("Attack")
-    before = page.text("#card")
     page.type("#find", "hacked onerror", Keys.ENTER)
-    page.wait("#card", gone=before)
+    page.wait_text("#card", "hacked")
     assert page.text("#card").count(shown) == 2  # title and description
     assert "\u202e" not in page.browser.page_source and "\x1b" not in page.browser.page_source
     page.browser.find_element(By.CSS_SELECTOR, "#product input").click()
@@ -448,7 +443,7 @@ def test_hostile_texts_are_shown_and_do_nothing(page):
     page.wait("#attacks table")
     page.tab("Rounds")
     page.type("#contains", "hacked")
-    time.sleep(1)
+    page.wait_text("#written", shown)
     assert not page.is_hacked()
     typed = "<img src=x onerror='window.hacked=1'> ${window.hacked=1} {{value}}"
     page.tab("Search")
