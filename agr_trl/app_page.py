@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from agr_trl.app import CANDIDATES, OFFERED_PRODUCTS, ROWS_PER_PAGE, SHOWN_PRODUCTS, FinishedRun
+from agr_trl.app import CANDIDATES, ROWS_PER_PAGE, SHOWN_PRODUCTS, FinishedRun
 from agr_trl.errors import UserError
 from agr_trl.report import page_environment, report_content
 from agr_trl.report_text import visible
@@ -22,6 +22,7 @@ MODELS: dict[str, Any] = {  # one answer of theirs at a time
     "concurrency_id": "models",
     "concurrency_limit": 1,
 }
+NARROW = 260  # pixels: on a phone two such boxes stand one below the other
 MAX_CHARACTERS = 200  # of what is typed
 MAX_QUERIES = 16  # that are written for a product at a time
 
@@ -160,11 +161,14 @@ def _attack_tab(run: FinishedRun) -> None:
     start = choices("")
     with gr.Row():
         text = gr.Textbox(
-            label=f"Find products (Enter offers BM25's best {OFFERED_PRODUCTS})",
+            label="Find products, then Enter",
             max_length=MAX_CHARACTERS,
+            min_width=NARROW,
             elem_id="find",
         )
-        product = gr.Dropdown(start, value=start[0][1], label="Product", elem_id="product")
+        product = gr.Dropdown(
+            start, value=start[0][1], label="Product", min_width=NARROW, elem_id="product"
+        )
     shown = gr.HTML(card(start[0][1]), elem_id="card", apply_default_css=False)
     drawn = min(2 * run.run.loop.queries_per_product, MAX_QUERIES)
     count = gr.Slider(1, MAX_QUERIES, drawn, step=1, label="Queries to draw")
