@@ -5,6 +5,7 @@ A card's numbers are read from the run's own files. Every text that comes from d
 that no product or query can change how a card reads; machine paths and Hub settings are left out.
 """
 
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -254,6 +255,7 @@ def space_card(repo_id: str, run: RunRecord, licence: str, gradio_version: str) 
         title=repo_id.split("/")[-1],
         sdk="gradio",
         sdk_version=gradio_version,
+        python_version=".".join(platform.python_version_tuple()[:2]),  # else an older one
         app_file="app.py",
         license=licence,
         tags=["product-search", "cross-encoder", "agr_trl"],

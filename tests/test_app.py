@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -505,6 +506,8 @@ def test_the_space_holds_the_app_and_what_it_reads(space, finished, run):
     card = ModelCard(files["README.md"].decode())
     assert card.data.sdk == "gradio" and card.data.app_file == "app.py"
     assert card.data.license == "apache-2.0"
+    assert card.data.sdk_version == version("gradio")
+    assert card.data.python_version == f"{sys.version_info.major}.{sys.version_info.minor}"
     needed = files["requirements.txt"].decode().splitlines()
     assert any(line.startswith("torch") for line in needed)
     assert not any("pytest" in line or "extra" in line for line in needed)
