@@ -21,6 +21,8 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from agr_trl.errors import UserError
+from agr_trl.runtime import shows_progress
+from agr_trl.trackers import check_trackers, tracked_name
 
 # Of a job of several stages; a stage's own library would take them too.
 NEVER_IN_A_SECTION = ("output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
@@ -503,6 +505,9 @@ class _RecipeParser(HfArgumentParser):
         super().__init__(dataclass_types, allow_abbrev=False, add_help=False)
         # argparse before Python 3.14 takes -1e-4 for the name of a setting.
         self._negative_number_matcher = re.compile(r"-\.?\d")
+        for action in self._actions:
+            if action.dest == "report_to":  # one or several, which HF's parser takes for one
+                action.nargs = "+"
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as `UserError` instead of printing a page of usage."""
@@ -557,7 +562,11 @@ class _RecipeParser(HfArgumentParser):
         namespace, left_over = self.parse_known_args(words)
         if left_over:
             self.error(f"`{left_over[0]}` belongs to no setting")
-        return vars(namespace), sorted(given)
+        values = vars(namespace)
+        if isinstance(trackers := values.get("report_to"), list):
+            check_trackers(trackers)
+            values["report_to"] = trackers if len(trackers) > 1 else trackers[0]
+        return values, sorted(given)
 
 
 @dataclass
@@ -578,6 +587,11 @@ class Stage:
         Raises `UserError` for values that do not fit together.
         """
         values = self.values | overrides
+        if values.get("disable_tqdm", 0) is None:
+            # Trainer would go by the log level, and `start` lets only errors of libraries through.
+            values["disable_tqdm"] = not shows_progress()
+        if values.get("run_name", 0) is None:
+            values["run_name"] = tracked_name(values["output_dir"])
         try:
             return [
                 dataclass_type(**{f.name: values[f.name] for f in fields(dataclass_type) if f.init})

@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel, TaskType
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-from tqdm.auto import tqdm
 from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
@@ -39,6 +38,7 @@ from agr_trl.loading import (
     load_tokenizer,
     resolve_model_name,
 )
+from agr_trl.runtime import progress
 from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout
 from agr_trl.small_models import build_small_t5
 
@@ -189,7 +189,8 @@ def pseudo_queries(dataset: RelevanceDataset, per_product: int, seed: int) -> pd
     titles = [_title_words(title) for title in dataset.products["title"]]
     phrases = _Phrases(titles)
     rows = []
-    for product_id, title in zip(dataset.products["product_id"], titles, strict=True):
+    ids = dataset.products["product_id"]
+    for product_id, title in progress(zip(ids, titles, strict=True), "pseudo-queries", len(ids)):
         if not title:
             continue
         for _ in range(per_product):
@@ -290,7 +291,7 @@ def sample_queries(
     model.eval()
     try:
         size = settings.sampling_batch_size
-        for begin in tqdm(range(0, len(order), size), desc="writing queries", disable=None):
+        for begin in progress(range(0, len(order), size), "writing queries"):
             # Rows are repeated here and not by `generate`, which would make each row's own keys and
             # values of what was encoded.
             rows = [row for row in order[begin : begin + size] for _ in range(count)]

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from agr_trl.errors import UserError
 from agr_trl.loading import LOADING_ERRORS, brief, resolve_model_name
+from agr_trl.runtime import shows_progress
 from agr_trl.search import Scorer, score_distinct
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,10 @@ class SentenceTransformerScorer(EmbeddingScorer):
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return normalised sentence embeddings, (N, D) float32."""
         return self.model.encode(
-            list(texts), batch_size=128, normalize_embeddings=True, show_progress_bar=False
+            list(texts),
+            batch_size=128,
+            normalize_embeddings=True,
+            show_progress_bar=shows_progress() and len(texts) > 4_096,  # not in every step's reward
         )
 
 

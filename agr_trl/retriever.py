@@ -31,6 +31,7 @@ from agr_trl.errors import UserError
 from agr_trl.evaluation import PairMetrics, ranking_means, ranking_per_query
 from agr_trl.loading import load_config, load_model, load_tokenizer, resolve_model_name
 from agr_trl.losses import trainer_relevance_loss
+from agr_trl.runtime import progress
 from agr_trl.small_models import build_small_bert
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class Retriever:
         was_training = self.model.training
         self.model.eval()
         try:
-            for rows in _batches_by_tokens(lengths, self.batch_tokens):
+            for rows in progress(_batches_by_tokens(lengths, self.batch_tokens), "scoring"):
                 batch = self.tokenizer.pad(
                     {name: [column[row] for row in rows] for name, column in encoded.items()},
                     return_tensors="pt",

@@ -7,22 +7,26 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import datasets
 import pandas as pd
 import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
 from transformers import Trainer
 
 from agr_trl.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def run_recipe(main: Callable[[], None]) -> None:
@@ -65,11 +69,26 @@ def start(seed: int) -> None:
     )
     logging.getLogger("agr_trl").setLevel(level)
     transformers.utils.logging.set_verbosity_error()
-    if not (state.is_main_process and sys.stderr.isatty()):
+    if not shows_progress():
         transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # bm25s sets itself to DEBUG
     set_seed(seed)
     logger.info("%d process(es), commit %s", state.num_processes, commit())
+
+
+def shows_progress() -> bool:
+    """Whether progress bars are drawn: on a terminal, by one process; a log file gets none.
+
+    Asks the launcher's RANK, since `PartialState` would choose a device for who only scores.
+    """
+    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+
+
+def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    """Iterate with a progress bar, where one is shown and it takes more than a second."""
+    bar = {"disable": not shows_progress(), "delay": 1, "leave": False}
+    return tqdm(items, desc=description, total=total, **bar)
 
 
 def is_main_process() -> bool:

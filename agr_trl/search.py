@@ -13,6 +13,7 @@ from scipy.special import expit
 
 from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
+from agr_trl.runtime import progress, shows_progress
 
 Scorer = Callable[[list[str], list[str]], np.ndarray]
 """`scorer(queries, documents)` gives one score per aligned pair, shape (N,)."""
@@ -55,7 +56,7 @@ class BM25Index:
         Raises `UserError` when no document holds a word.
         """
         self._stemmer = Stemmer.Stemmer("english")
-        tokens = self._tokenize(documents)
+        tokens = self._tokenize(documents, shows_progress())
         if not any(tokens):
             raise UserError(
                 f"cannot index a catalogue of {len(tokens)} documents that hold no word; "
@@ -63,7 +64,7 @@ class BM25Index:
             )
         self._size = len(tokens)
         self._model = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
-        self._model.index(tokens, show_progress=False)
+        self._model.index(tokens, show_progress=shows_progress())
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -96,14 +97,14 @@ class BM25Index:
             scores[rows] = document_scores[indices[rows]]
         return scores
 
-    def _tokenize(self, texts: Sequence[str]) -> list[list[str]]:
+    def _tokenize(self, texts: Sequence[str], show_progress: bool = False) -> list[list[str]]:
         return bm25s.tokenize(
             list(texts),
             token_pattern=TOKEN_PATTERN,
             stopwords=[],
             stemmer=self._stemmer,
             return_ids=False,
-            show_progress=False,
+            show_progress=show_progress,
         )
 
     def _score_distinct(self, queries: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -113,7 +114,8 @@ class BM25Index:
         """
         rows_of_query = pd.Series(list(queries), dtype=object).groupby(list(queries)).indices
         tokens = self._tokenize(list(rows_of_query))
-        for rows, query_tokens in zip(rows_of_query.values(), tokens, strict=True):
+        rows_and_tokens = zip(rows_of_query.values(), tokens, strict=True)
+        for rows, query_tokens in progress(rows_and_tokens, "BM25", len(tokens)):
             token_ids = self._model.get_tokens_ids(query_tokens)
             if token_ids:
                 yield rows, self._model.get_scores_from_ids(token_ids)

@@ -38,6 +38,7 @@ from agr_trl.runtime import (
 )
 from agr_trl.search import BM25Index, Scorer
 from agr_trl.seq2seq_trainer import Seq2SeqRLOOTrainer
+from agr_trl.trackers import QueriesToTensorBoard, end_stage, keep_tensorboard
 
 FREE_SETTINGS: Collection[str] = ("rounds", "dataset_path")  # may differ when a run is resumed
 
@@ -113,7 +114,7 @@ def generator_trainer(
 ) -> Seq2SeqRLOOTrainer:
     """Build the policy-gradient trainer on the catalogue's prompts."""
     is_adapter = isinstance(model, PeftModel)
-    return Seq2SeqRLOOTrainer(
+    trainer = Seq2SeqRLOOTrainer(
         model=model,
         reward_funcs=rewards,
         args=args,
@@ -123,12 +124,17 @@ def generator_trainer(
         peft_config=None if is_adapter else generator_lora(lora),
         max_prompt_tokens=settings.max_prompt_tokens,
     )
+    if args.log_completions:
+        trainer.add_callback(QueriesToTensorBoard(trainer))
+    return trainer
 
 
 def train_with_checkpoints(trainer: Any) -> None:
     """Train from the last checkpoint if there is one, then remove the checkpoints."""
     folder = Path(trainer.args.output_dir)
+    keep_tensorboard(trainer)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    end_stage(trainer)
     wait_for_everyone()
     if is_main_process():
         shutil.rmtree(folder, ignore_errors=True)

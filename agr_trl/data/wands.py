@@ -94,7 +94,8 @@ def _download(url: str, target: Path, blob_id: str) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file, urllib.request.urlopen(url, timeout=30) as reply:
             size = int(reply.headers.get("Content-Length") or 0) or None
-            with tqdm(total=size, unit="B", unit_scale=True, desc=target.name) as progress:
+            bar = {"unit": "B", "unit_scale": True, "desc": target.name, "disable": None}
+            with tqdm(total=size, **bar) as progress:
                 while block := reply.read(1 << 16):
                     file.write(block)
                     progress.update(len(block))
