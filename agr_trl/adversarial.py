@@ -181,6 +181,16 @@ class AdversarialRun:
                 continue
             self._run_round(number, folder)
 
+    def attack(self) -> Path:
+        """Run or resume round 1 as far as its generator, from a round 0 that is there.
+
+        Returns the file of what its training logged.
+        """
+        self._begin()
+        folder = self.round_folder(1)
+        self._stage(folder / "generator", self.seed * 1_000 + 10, self._train_generator, 1)
+        return folder / "generator_log.json"
+
     def _run_round(self, number: int, folder: Path) -> None:
         stage_seed = self.seed * 1_000 + number * 10
         source = self._query_source(number)

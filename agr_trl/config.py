@@ -488,13 +488,53 @@ class ComparisonArguments:
     @property
     def ablation_changes(self) -> dict[str, dict[str, Any]]:
         """Name of each ablation -> "SECTION.SETTING", or "SETTING" of none -> value."""
-        try:
-            changes = json.loads(self.ablations)
-        except json.JSONDecodeError as error:
-            raise UserError(f"`ablations` is no mapping: {error}") from error
-        if not isinstance(changes, dict):
-            raise UserError(f"`ablations` is {self.ablations}; it must map names to settings")
-        return changes
+        return _read_mapping("ablations", self.ablations)
+
+
+@dataclass
+class SweepArguments:
+    """Which settings of the attack are tried, and what makes one better."""
+
+    space: str = field(
+        default="{}",
+        metadata={
+            "help": "What is tried, as a mapping of generator.SETTING or reward.SETTING to "
+            '{"log": [low, high]}, {"uniform": [low, high]} or a list of values'
+        },
+    )
+    objective: str = field(
+        default="dev_metric",
+        metadata={
+            "help": "What is made large: dev_metric, of the retriever that the attack taught, or a "
+            "number that the generator's training logs, such as rewards/retriever_loss/mean, "
+            "which ends a trial when the generator is trained"
+        },
+    )
+    trials: int = field(default=20, metadata={"help": "Trials in all; more may be asked for later"})
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, trials=(1, inf))
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Setting -> its range or its values."""
+        choices = _read_mapping("space", self.space)
+        if self.objective == "reward" and "generator.reward_weights" in choices:
+            raise UserError(
+                "`objective: reward` is the weighted sum, which differs with `reward_weights`; use "
+                "dev_metric or one reward, such as rewards/retriever_loss/mean"
+            )
+        return choices
+
+
+def _read_mapping(name: str, text: str) -> dict[str, Any]:
+    try:
+        mapping = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"`{name}` is no mapping: {error}") from error
+    if not isinstance(mapping, dict):
+        raise UserError(f"`{name}` is {text}; it must map names to settings")
+    return mapping
 
 
 class _RecipeParser(HfArgumentParser):
@@ -646,6 +686,14 @@ class Recipe:
                 stage.dataclass_types, stage.values | new, sorted({*stage.given, *given})
             )
         return Recipe(stages, self.config_file)
+
+    def without(self, dataclass_type: type) -> "Recipe":
+        """Return the same recipe without the flat settings of one dataclass."""
+        flat, names = self.stages[""], {f.name for f in fields(dataclass_type)}
+        types = tuple(kind for kind in flat.dataclass_types if kind is not dataclass_type)
+        values = {name: value for name, value in flat.values.items() if name not in names}
+        stage = Stage(types, values, [name for name in flat.given if name not in names])
+        return Recipe(self.stages | {"": stage}, self.config_file)
 
     def resolved(self) -> dict[str, Any]:
         """Return the settings as a YAML file would hold them; reading it gives them again."""

@@ -83,7 +83,7 @@ def read(path: Path):
 
 def test_every_yaml_is_parsed_by_its_recipe():
     paths = sorted(RECIPES.rglob("*.y*ml"))
-    assert len(paths) == 20
+    assert len(paths) == 21
     for path in paths:
         script = RECIPES / f"{path.stem}.py"
         recipe = parse_recipe(load_recipe(path.stem).SECTIONS, str(script), ["--config", str(path)])
@@ -100,6 +100,7 @@ def test_every_recipe_has_demo_settings_with_an_output_of_its_own():
     assert {name for name in scripts if (RECIPES / f"demo/{name}.yaml").is_file()} >= {
         "train_retriever", "warm_up_generator", "train_generator", "train_adversarial",
         "generate_queries", "evaluate_retriever", "search", "validate_data", "app",
+        "sweep",
     }  # fmt: skip
     outputs = [values["output_dir"] for values in demo.values() if "output_dir" in values]
     assert len(outputs) == len(set(outputs))
