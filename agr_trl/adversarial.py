@@ -70,6 +70,7 @@ from agr_trl.runtime import (
     write_parquet,
 )
 from agr_trl.search import BM25Index, score_distinct
+from agr_trl.seq2seq_trainer import refuse_sharding
 from agr_trl.stages import (
     FREE_SETTINGS,
     acceptance_filter,
@@ -109,6 +110,7 @@ class AdversarialRun:
 
         `start` is the run folder whose round 0 this run begins from; by default its own.
         """
+        refuse_sharding()  # not only when the retriever is trained and G's turn comes
         self.recipe = recipe
         self.run_args, self.data_args, self.loop = recipe[""].build()[:3]
         self.retriever_args: RetrieverArguments = recipe["retriever"].build(output_dir="unused")[0]

@@ -39,7 +39,7 @@ from agr_trl.loading import (
     resolve_model_name,
 )
 from agr_trl.runtime import progress
-from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout
+from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout, refuse_sharding
 from agr_trl.small_models import build_small_t5
 
 logger = logging.getLogger(__name__)
@@ -226,6 +226,7 @@ def warm_up_trainer(
     dev: pd.DataFrame | None,
 ) -> Seq2SeqTrainer:
     """Build HF's Seq2SeqTrainer on (prompt, query) rows; dropout is off, as later under RL."""
+    refuse_sharding(args)  # the policy gradient, which comes next, has to
     # Trainer would take T5's loss as already scaled and multiply it by the number of accumulation
     # steps and processes (transformers#47688).
     model.accepts_loss_kwargs = False

@@ -1,5 +1,6 @@
 """The retriever R: a cross-encoder, the log-odds that a product is relevant to a query."""
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from accelerate import PartialState
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from scipy.special import expit
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
@@ -222,6 +224,7 @@ def retriever_trainer(
     if frozen_layers:
         _freeze_lowest_layers(retriever.model, frozen_layers)
     return _RetrieverTrainer(
+        retriever,
         model=retriever.model,
         args=args,
         train_dataset=pair_dataset(retriever, train_pairs),
@@ -237,13 +240,30 @@ def retriever_trainer(
 
 
 class _RetrieverTrainer(Trainer):
-    """Evaluate in the data set's order, on which `dev_metrics` relies.
+    """Evaluate in the data set's order, and leave the retriever whole after sharded training."""
 
-    With `train_sampling_strategy: group_by_length` Trainer also shuffles what it evaluates.
-    """
+    def __init__(self, retriever: Retriever, **options: Any) -> None:
+        super().__init__(**options)
+        self._retriever = retriever
+        self._whole = copy.deepcopy(retriever.model).cpu() if self.is_fsdp_enabled else None
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """Train; under FSDP the retriever gets its parameters back in one piece on each process.
+
+        A sharded model needs all processes at every step; the main one alone scores and saves.
+        """
+        output = super().train(*args, **options)
+        if self._whole is not None:
+            state = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
+            self._whole.load_state_dict(state)
+            self._retriever.model = self._whole
+            self._retriever.to_device()
+        return output
 
     def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> None:
-        return None  # a DataLoader without a sampler goes from first to last
+        # With `train_sampling_strategy: group_by_length` Trainer shuffles here too; `dev_metrics`
+        # relies on the order. A DataLoader without a sampler goes from first to last.
+        return None
 
 
 def dev_metrics(dev_pairs: pd.DataFrame, has_ids: bool) -> Callable[[Any], dict[str, float]]:

@@ -34,6 +34,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
+    TrainingArguments,
 )
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.models import unwrap_model_for_generation
@@ -57,8 +58,6 @@ _UNSUPPORTED_ARGUMENTS = {
     "generation_kwargs": "they change what is sampled but not what is scored",
     "chat_template_kwargs": "prompts are plain text",
     "torch_compile": "the encoder is shared through hooks that a compiled model ignores",
-    "fsdp": "generation needs whole parameters; use plain data parallelism",
-    "deepspeed": "generation needs whole parameters; use plain data parallelism",
 }
 
 
@@ -180,6 +179,17 @@ class SampledLogProbabilities(LogitsProcessor):
             self._logps.append(logps[:, 0])
 
 
+def refuse_sharding(args: TrainingArguments | None = None) -> None:
+    """Raise `ValueError` where FSDP or DeepSpeed is on, by `args` or by the launcher."""
+    for name in ("fsdp", "deepspeed"):
+        is_asked_for = args is not None and vars(args)[name]
+        if is_asked_for or parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}"):
+            raise UserError(
+                f"`{name}` is not supported for encoder-decoders: generation needs whole "
+                "parameters; use plain data parallelism, accelerate_configs/multi_gpu.yaml"
+            )
+
+
 def _check_arguments(args: RLOOConfig | GRPOConfig, other: dict[str, Any]) -> None:
     """Raise `ValueError` for what TRL offers and this module does not; before any model loads."""
     for name, value in other.items():
@@ -193,9 +203,9 @@ def _check_arguments(args: RLOOConfig | GRPOConfig, other: dict[str, Any]) -> No
             )
     if args.temperature <= 0:
         raise UserError(f"`temperature` is {args.temperature}; sampling needs one above 0")
+    refuse_sharding(args)
     for name, reason in _UNSUPPORTED_ARGUMENTS.items():
-        # Sharding can also be switched on by the launcher, past `args`.
-        if vars(args).get(name) or parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}"):
+        if vars(args).get(name):
             raise UserError(f"`{name}` is not supported for encoder-decoders: {reason}")
     if not args.beta:
         logger.warning("`beta` is 0: nothing holds the generator near the model it starts from")

@@ -14,6 +14,8 @@ EXPECTED = {
     "single_gpu": (DistributedType.NO, 1, 1, False),
     "multi_gpu": (DistributedType.MULTI_GPU, 1, 8, False),
     "multi_node": (DistributedType.MULTI_GPU, 2, 16, False),
+    "fsdp2": (DistributedType.FSDP, 1, 8, False),
+    "deepspeed_zero2": (DistributedType.DEEPSPEED, 1, 8, False),
 }
 
 
