@@ -322,6 +322,26 @@ class SamplingArguments:
 
 
 @dataclass
+class QueryFileArguments(GeneratorArguments, SamplingArguments):
+    """Queries for a whole catalogue, and how the work is shared."""
+
+    products: int = field(default=0, metadata={"help": "Only the first so many products; 0: all"})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "beir, pairs: read product by product, for more than memory holds"},
+    )
+    num_shards: int = field(
+        default=1, metadata={"help": "Jobs, each with its processes, that share the output folder"}
+    )
+    shard_index: int = field(default=0, metadata={"help": "Which of these jobs this is, from 0"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ranges(self, products=(0, inf), num_shards=(1, inf))
+        _check_ranges(self, shard_index=(0, self.num_shards - 1))
+
+
+@dataclass
 class LoopArguments(SamplingArguments):
     """The rounds, and what the retriever learns from in each."""
 

@@ -1,8 +1,11 @@
 """Write queries for a catalogue of any size: chunk by chunk, over processes, resumable."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pandas as pd
 from accelerate import PartialState
 from accelerate.utils import set_seed
@@ -18,36 +21,48 @@ CHUNK_PRODUCTS = 2_000
 
 def write_query_files(
     generator: str | Path,
-    prompts: pd.DataFrame,
+    prompts: pd.DataFrame | datasets.IterableDataset,
     folder: Path,
     settings: SamplingArguments,
     max_prompt_tokens: int,
     seed: int,
+    shard_index: int = 0,
+    num_shards: int = 1,
 ) -> list[Path]:
     """Write `queries-NNNNN.parquet` for each chunk of products and return all paths, in order.
 
-    `prompts` has a prompt column; its other columns are repeated beside each `query`. Process r of
-    n takes chunks r, r + n, ...; a chunk that is there is skipped, and appears only when whole.
-    Each chunk has its own seed, so the files depend neither on how many processes wrote them nor on
-    stops.
+    `prompts` has a prompt column; its other columns are repeated beside each `query`. Of jobs that
+    know nothing of each other, shard s of k takes chunks s, s + k, ...; of these process r of the
+    job's n takes every n-th, from the r-th on. A chunk that is there is skipped, and appears only
+    when whole. Each has its own seed, so the files depend neither on who wrote them nor on stops.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    begins = range(0, len(prompts), CHUNK_PRODUCTS)
-    paths = [folder / f"queries-{number:05d}.parquet" for number in range(len(begins))]
     state = PartialState()
-    mine = range(state.process_index, len(paths), state.num_processes)
-    missing = [number for number in mine if not paths[number].is_file()]
-    if missing:
-        model, tokenizer = load_generator(str(generator))
-        model.to(state.device)
-    for number in missing:
+    model: Any = None
+    paths: list[Path] = []
+    for number, chunk in enumerate(_chunks(prompts)):
+        paths.append(folder / f"queries-{number:05d}.parquet")
+        turn, shard = divmod(number, num_shards)
+        is_mine = shard == shard_index and turn % state.num_processes == state.process_index
+        if not is_mine or paths[number].is_file():
+            continue
+        if model is None:
+            model, tokenizer = load_generator(str(generator))
+            model.to(state.device)
         set_seed((seed * 1_000_003 + number) % 2**32)  # NumPy takes no seed beyond
-        chunk = prompts.iloc[begins[number] : begins[number] + CHUNK_PRODUCTS]
         queries = sample_queries(
             model, tokenizer, chunk["prompt"].tolist(), settings, max_prompt_tokens
         )
         rows = chunk.drop(columns="prompt").assign(query=queries)
         write_parquet(paths[number], rows.explode("query", ignore_index=True))
-        logger.info("chunk %d of %d written", number + 1, len(paths))
+        logger.info("chunk %d written", number + 1)
     wait_for_everyone()
     return paths
+
+
+def _chunks(prompts: pd.DataFrame | datasets.IterableDataset) -> Iterator[pd.DataFrame]:
+    if isinstance(prompts, pd.DataFrame):
+        for begin in range(0, len(prompts), CHUNK_PRODUCTS):
+            yield prompts.iloc[begin : begin + CHUNK_PRODUCTS]
+    else:
+        yield from map(pd.DataFrame, prompts.batch(CHUNK_PRODUCTS))

@@ -3,7 +3,12 @@
 Shapes: Q queries, K candidates of a query, N aligned pairs.
 """
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import bm25s
 import numpy as np
@@ -13,13 +18,24 @@ from scipy.special import expit
 
 from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
-from agr_trl.runtime import progress, shows_progress
+from agr_trl.runtime import (
+    is_main_process,
+    progress,
+    read_json,
+    shows_progress,
+    wait_for_everyone,
+    write_json,
+)
 
 Scorer = Callable[[list[str], list[str]], np.ndarray]
 """`scorer(queries, documents)` gives one score per aligned pair, shape (N,)."""
 
 # Single characters and stop words are kept: titles are short, and "xbox one s" needs its words.
 TOKEN_PATTERN = r"(?u)\b\w+\b"
+
+
+BM25_SETTINGS = {"method": "lucene", "k1": 1.2, "b": 0.75}
+CATALOGUE_FILE = "catalogue.json"
 
 
 def score_distinct(scorer: Scorer, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
@@ -63,8 +79,37 @@ class BM25Index:
                 "give at least one product a title or a description"
             )
         self._size = len(tokens)
-        self._model = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
+        self._model = bm25s.BM25(**BM25_SETTINGS)
         self._model.index(tokens, show_progress=shows_progress())
+
+    def save(self, folder: Path, documents: Sequence[str]) -> None:
+        """Write the index of `documents` as a folder, which appears under its name when whole."""
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        self._model.save(partial, show_progress=False)
+        write_json(partial / CATALOGUE_FILE, _catalogue_of(documents))
+        partial.rename(folder)
+
+    @classmethod
+    def open(cls, folder: Path, documents: Sequence[str]) -> "BM25Index":
+        """Open a saved index memory-mapped: the vocabulary is read, of the rest what queries touch.
+
+        Raises `UserError` for a folder that holds no index, or one of other documents or settings.
+        """
+        if not (folder / CATALOGUE_FILE).is_file():
+            raise UserError(
+                f"`{folder}` holds no BM25 index; remove it or give another --index_dir"
+            )
+        if read_json(folder / CATALOGUE_FILE) != _catalogue_of(documents):
+            raise UserError(
+                f"the BM25 index in `{folder}` is of another catalogue or another version; remove "
+                "it to have it built again, or give another --index_dir"
+            )
+        index = cls.__new__(cls)
+        index._stemmer = Stemmer.Stemmer("english")
+        index._size = len(documents)
+        index._model = bm25s.BM25.load(folder, mmap=True, show_progress=False)
+        return index
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -119,6 +164,30 @@ class BM25Index:
             token_ids = self._model.get_tokens_ids(query_tokens)
             if token_ids:
                 yield rows, self._model.get_scores_from_ids(token_ids)
+
+
+def load_index(documents: Sequence[str], folder: str | None = None) -> BM25Index:
+    """Return the BM25 index of a catalogue; with a folder it is built there once and then opened.
+
+    Raises `UserError` where the folder holds an index of another catalogue.
+    """
+    if folder is None:
+        return BM25Index(documents)
+    is_there = Path(folder).is_dir()
+    wait_for_everyone()
+    if not is_there and is_main_process():
+        BM25Index(documents).save(Path(folder), documents)
+    wait_for_everyone()
+    return BM25Index.open(Path(folder), documents)
+
+
+def _catalogue_of(documents: Sequence[str]) -> dict[str, Any]:
+    """Return what an index is made of: the texts, in their order, and the way they are indexed."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(json.dumps(document).encode())
+    settings = {**BM25_SETTINGS, "token_pattern": TOKEN_PATTERN, "stemmer": "english"}
+    return {"documents": len(documents), "sha256": digest.hexdigest(), "settings": settings}
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:

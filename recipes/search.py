@@ -11,7 +11,7 @@ from agr_trl.config import DataArguments, parse_recipe
 from agr_trl.errors import UserError
 from agr_trl.retriever import Retriever
 from agr_trl.runtime import require_model, run_recipe, start
-from agr_trl.search import BM25Index, ProductSearch
+from agr_trl.search import ProductSearch, load_index
 from agr_trl.stages import load_dataset
 
 
@@ -34,6 +34,10 @@ class ScriptArguments:
         default=None,
         metadata={"help": "Retriever's share beside BM25; default: the model's own, else 1"},
     )
+    index_dir: str | None = field(
+        default=None,
+        metadata={"help": "BM25 index on disk, built there once; default: built anew in memory"},
+    )
     seed: int = field(default=0, metadata={"help": "Unused here; kept for every recipe"})
 
 
@@ -51,7 +55,7 @@ def main() -> None:
     dataset = load_dataset(data_args)
     retriever = Retriever.from_pretrained(args.retriever_name_or_path).to_device()
     weight = args.blend_weight if args.blend_weight is not None else retriever.blend_weight
-    index = BM25Index(dataset.documents)
+    index = load_index(dataset.documents, args.index_dir)
     search = ProductSearch(dataset, index, retriever.score, weight)
     if args.query.strip():
         show(search, args.query, args)

@@ -1,7 +1,9 @@
 """Queries of a catalogue in chunks: the same from any number of processes, after any stop."""
 
 import shutil
+from types import SimpleNamespace
 
+import datasets
 import pandas as pd
 import pytest
 from accelerate import PartialState
@@ -91,3 +93,30 @@ def test_seeds_differ_and_may_be_large(generator, tmp_path):
     write(generator, tmp_path / "first", seed=0)
     write(generator, tmp_path / "second", seed=2**31)  # times a million: past NumPy's largest
     assert contents(tmp_path / "first") != contents(tmp_path / "second")
+
+
+def test_a_stream_gives_the_files_of_a_table(generator, tmp_path):
+    write(generator, tmp_path / "table")
+    rows = [{"product_id": f"p{n}", "prompt": prompt} for n, prompt in enumerate(PROMPTS)]
+    stream = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    paths = write_query_files(generator, stream, tmp_path / "stream", SETTINGS, 24, 0)
+    assert len(paths) == 3
+    assert contents(tmp_path / "stream") == contents(tmp_path / "table")
+
+
+def test_shards_of_unequal_jobs_write_each_chunk_once(generator, tmp_path, monkeypatch):
+    monkeypatch.setattr(query_files, "CHUNK_PRODUCTS", 1)  # six chunks
+    write(generator, tmp_path / "one")
+    device = PartialState().device
+    jobs = [(0, 2, 0), (0, 2, 1), (1, 1, 0)]  # shard, processes of its job, rank: three machines
+    written = []
+    for shard, processes, rank in jobs:
+        fake = SimpleNamespace(process_index=rank, num_processes=processes, device=device)
+        monkeypatch.setattr(query_files, "PartialState", lambda fake=fake: fake)
+        before = set(contents(tmp_path / "two")) if (tmp_path / "two").is_dir() else set()
+        products = pd.DataFrame({"product_id": [f"p{n}" for n in range(6)], "prompt": PROMPTS})
+        write_query_files(generator, products, tmp_path / "two", SETTINGS, 24, 0, shard, 2)
+        written.append(sorted(set(contents(tmp_path / "two")) - before))
+    names = [f"queries-0000{n}.parquet" for n in range(6)]
+    assert written == [[names[0], names[4]], [names[2]], [names[1], names[3], names[5]]]
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")

@@ -28,7 +28,7 @@ from toy_runs import (
 )
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
-from agr_trl import runtime
+from agr_trl import query_files, runtime
 from agr_trl.config import parse_recipe
 from agr_trl.errors import UserError
 from agr_trl.evaluation import RANKING_METRICS
@@ -164,6 +164,27 @@ def test_generate_queries_writes_every_product_and_reruns_nothing(stages, shop, 
         run_main("generate_queries", *words, f"--dataset_path={other}")
 
 
+def test_generate_queries_from_a_stream_and_in_shards(stages, tmp_path, monkeypatch):
+    monkeypatch.setattr(query_files, "CHUNK_PRODUCTS", 3)
+    shop = write_beir(tmp_path / "shop")
+    words = ["--dataset_format=beir", f"--dataset_path={shop}", *tiny("generate_queries")]
+    words += [f"--generator_name_or_path={stages / 'train_generator' / 'generator'}"]
+    words += ["--products=10"]
+    run_main("generate_queries", *words, f"--output_dir={tmp_path / 'whole'}")
+    shards = [*words, "--streaming", "--num_shards=2", f"--output_dir={tmp_path / 'shards'}"]
+    for index in (1, 0):
+        run_main("generate_queries", *shards, f"--shard_index={index}")
+    assert len(list((tmp_path / "shards").glob("*.parquet"))) == 4  # ten products in threes
+    whole, sharded = (pd.read_parquet(tmp_path / name) for name in ("whole", "shards"))
+    pd.testing.assert_frame_equal(whole, sharded)
+    with pytest.raises(UserError, match="`shard_index` is 2; it must be from 0 to 1"):
+        run_main("generate_queries", *shards, "--shard_index=2")
+    with (shop / "corpus.jsonl").open("a") as corpus:
+        corpus.write("\n")
+    with pytest.raises(UserError, match="data_fingerprint"):
+        run_main("generate_queries", *shards)
+
+
 @pytest.mark.parametrize("name", ["bm25", "cosine", "retriever"])
 def test_evaluate_retriever_writes_flat_json(name, trained, shop, tmp_path, capsys):
     output = tmp_path / "numbers" / "test.json"
@@ -228,6 +249,25 @@ def test_search_one_query(trained, shop, capsys):
     assert "no product shares a word with 'zzz'" in capsys.readouterr().out
     with pytest.raises(UserError, match="give a query"):
         run_main("search", "  ", *words, f"--retriever_name_or_path={trained}")
+
+
+def test_search_and_evaluation_share_an_index_on_disk(trained, shop, tmp_path, capsys):
+    words = ["--dataset_format=beir", f"--dataset_path={shop}"]
+    words += [f"--retriever_name_or_path={trained}"]
+    on_disk = [*words, f"--index_dir={tmp_path / 'index'}"]
+    printed = []
+    for options in (words, on_disk, on_disk):
+        run_main("search", "red chair", *options)
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] == printed[2]
+    for name, options in (("memory", words), ("disk", on_disk)):
+        run_main("evaluate_retriever", *options, f"--output_file={tmp_path / name}")
+    assert read(tmp_path / "memory") == read(tmp_path / "disk")
+    other = write_beir(tmp_path / "other")
+    corpus = (other / "corpus.jsonl").read_text().replace("red oak chair", "red elm chair")
+    (other / "corpus.jsonl").write_text(corpus)
+    with pytest.raises(UserError, match="of another catalogue"):
+        run_main("search", "red chair", *on_disk, f"--dataset_path={other}")
 
 
 def test_search_interactive_reads_until_an_empty_line(trained, shop, capsys, monkeypatch):

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from agr_trl import search as search_module
 from agr_trl.data import RelevanceDataset, document_text
 from agr_trl.errors import UserError
-from agr_trl.search import BM25Index, ProductSearch, blend, score_distinct
+from agr_trl.search import BM25Index, ProductSearch, blend, load_index, score_distinct
 
 DOCUMENTS = [
     "oak bed",  # 0
@@ -206,3 +207,50 @@ def test_search_of_unknown_words_is_empty_and_of_nothing_is_refused() -> None:
         search.search("  ")
     with pytest.raises(UserError, match="build it with"):
         ProductSearch(dataset, BM25Index(["one"]), prefer_tables)
+
+
+# --- An index on disk ---------------------------------------------------------------------------
+
+
+def test_an_index_on_disk_is_mapped_and_gives_the_same(tmp_path) -> None:
+    folder = tmp_path / "index"
+    built = BM25Index(DOCUMENTS)
+    opened = load_index(DOCUMENTS, str(folder))
+    assert isinstance(opened._model.scores["data"], np.memmap)
+    assert isinstance(opened._model.scores["indices"], np.memmap)
+    queries = ["velvet sofa", "oak bed", "beds", "zzz", ""]
+    for ours, theirs in zip(opened.top(queries, 4), built.top(queries, 4), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    flat = np.repeat(queries, len(DOCUMENTS)), np.tile(np.arange(len(DOCUMENTS)), len(queries))
+    np.testing.assert_array_equal(opened.score(*flat), built.score(*flat))
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(load_index(DOCUMENTS, str(folder))) == len(DOCUMENTS)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert not (tmp_path / "index.partial").exists()
+
+
+def test_an_index_of_something_else_is_refused(tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "index"
+    load_index(DOCUMENTS, str(folder))
+    for other in (DOCUMENTS[::-1], DOCUMENTS[:-1], [*DOCUMENTS[:-1], "velvet couch"]):
+        with pytest.raises(UserError, match="of another catalogue"):
+            load_index(other, str(folder))
+    monkeypatch.setitem(search_module.BM25_SETTINGS, "k1", 1.5)
+    with pytest.raises(UserError, match="another version"):
+        load_index(DOCUMENTS, str(folder))
+    with pytest.raises(UserError, match="holds no BM25 index"):
+        load_index(DOCUMENTS, str(tmp_path))
+
+
+def test_a_build_that_was_stopped_leaves_no_index(tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "index"
+
+    def full(path, content):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search_module, "write_json", full)
+        with pytest.raises(OSError, match="no space"):
+            load_index(DOCUMENTS, str(folder))
+    assert not folder.exists()
+    assert len(load_index(DOCUMENTS, str(folder))) == len(DOCUMENTS)

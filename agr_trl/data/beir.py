@@ -1,5 +1,6 @@
 """Read a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,8 @@ from agr_trl.data.tables import (
 )
 from agr_trl.errors import UserError
 
+CORPUS_FIELDS = {"product_id": "_id", "title": "title", "description": "text"}
+
 
 def read_beir(folder: Path) -> SourceTables:
     """Read corpus, queries and every split that lies in qrels/.
@@ -24,9 +27,7 @@ def read_beir(folder: Path) -> SourceTables:
     a repeated id, and a judgement of an unknown query or product.
     Layout: Thakur et al. 2021, BEIR, https://github.com/beir-cellar/beir.
     """
-    products = _read_texts(
-        folder / "corpus.jsonl", {"product_id": "_id", "title": "title", "description": "text"}
-    )
+    products = _read_texts(folder / "corpus.jsonl", CORPUS_FIELDS)
     blank = (products["title"] == "") & (products["description"] == "")
     reject(folder / "corpus.jsonl", products, blank, "title", "a product needs a title or a text")
     queries = _read_texts(folder / "queries.jsonl", {"query_id": "_id", "query": "text"})
@@ -47,8 +48,25 @@ def read_beir(folder: Path) -> SourceTables:
 
 def _read_texts(path: Path, fields: dict[str, str]) -> pd.DataFrame:
     """Read the named JSON fields as stripped strings; only the first, the id, must be there."""
-    id_column, id_field = next(iter(fields.items()))
+    id_column = next(iter(fields))
     lines, rows = [], []
+    for line, values in read_text_rows(path, fields):
+        lines.append(line)
+        rows.append(values)
+    if not rows:
+        raise UserError(f"{path} is empty; it needs one JSON object a line")
+    table = pd.DataFrame(
+        rows, columns=list(fields), index=pd.Index(lines, name="line"), dtype="str"
+    )
+    reject_blank(path, table, id_column)
+    repeated = table.duplicated(id_column)
+    reject(path, table, repeated, id_column, "an earlier line has the same id; make ids unique")
+    return table
+
+
+def read_text_rows(path: Path, fields: dict[str, str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, stripped texts of the named JSON fields); the first must be there."""
+    id_field = next(iter(fields.values()))
     for line, record in read_json_lines(path):
         if id_field not in record:
             raise UserError(f"{path}, line {line}: no field `{id_field}`; give every line one")
@@ -59,17 +77,7 @@ def _read_texts(path: Path, fields: dict[str, str]) -> pd.DataFrame:
         for field, value in zip(fields.values(), values, strict=True):
             if not isinstance(value, str):
                 raise UserError(f"{path}, line {line}: `{field}` is {value!r}; it must be a text")
-        lines.append(line)
-        rows.append([value.strip() for value in values])
-    if not rows:
-        raise UserError(f"{path} is empty; it needs one JSON object a line")
-    table = pd.DataFrame(
-        rows, columns=list(fields), index=pd.Index(lines, name="line"), dtype="str"
-    )
-    reject_blank(path, table, id_column)
-    repeated = table.duplicated(id_column)
-    reject(path, table, repeated, id_column, "an earlier line has the same id; make ids unique")
-    return table
+        yield line, [value.strip() for value in values]
 
 
 def _read_qrels(path: Path, product_ids: pd.Series, query_ids: pd.Series) -> pd.DataFrame:

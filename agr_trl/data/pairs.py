@@ -31,7 +31,7 @@ def read_pairs(path: Path) -> SourceTables:
         rows = _read_file(path)
     else:
         rows = pd.concat(
-            [_read_file(file).assign(split=file.stem) for file in _split_files(path)],
+            [_read_file(file).assign(split=file.stem) for file in split_files(path)],
             ignore_index=True,
         )
     product_codes, documents = pd.factorize(rows["document"])
@@ -56,7 +56,8 @@ def _ids(prefix: str, count: int) -> pd.Index:
     return pd.Index([f"{prefix}{number}" for number in range(count)], dtype="str")
 
 
-def _split_files(folder: Path) -> list[Path]:
+def split_files(folder: Path) -> list[Path]:
+    """Return a folder's train, dev and test files, in this order; `UserError` for none."""
     files = []
     for split in SPLITS:
         found = [folder / f"{split}{suffix}" for suffix in SUFFIXES]
