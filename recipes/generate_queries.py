@@ -51,7 +51,7 @@ def main() -> None:
         prompts = prompts.take(args.products) if args.streaming else prompts.head(args.products)
     folder = Path(run_args.output_dir)
     settings = recipe.resolved() | {"data_fingerprint": fingerprint}
-    for name in ("output_dir", "num_shards", "shard_index"):
+    for name in ("output_dir", "streaming", "num_shards", "shard_index"):
         del settings[name]
     settings_file = folder / "_settings.yaml"  # pandas reads no file whose name begins so
     if settings_file.is_file():

@@ -73,6 +73,22 @@ def test_least_operations_by_hand(load):
     assert load("rl_step").least_operations(1) == 22_548_578_304 + 39_392_903_168 + 24_970_788_864
 
 
+def test_works_on_a_large_catalogue_do_what_they_are_timed_for(load, tmp_path):
+    large = load("large_catalogue")
+    words = [f"word{n}" for n in range(40)]
+    texts = [" ".join(words[n : n + 12]) for n in range(25)]
+    (tmp_path / "catalogue.json").write_text(json.dumps({"texts": texts}))
+    (tmp_path / "queries.json").write_text(json.dumps(["word3 word4"] * 30))
+    large.write_beir(tmp_path)
+    assert [large.WORKS[name](tmp_path)[0] for name in large.CATALOGUE_WORKS] == [25, 25, 25, 20]
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "index").iterdir())
+    (tmp_path / "index").rename(tmp_path / "other")
+    assert large.index(tmp_path)[2] == {"bytes_on_disk": on_disk}
+    row = {"work": "read", "products": 2000, "units": 2000, "seconds": 0.5, "mib_more": 1.4}
+    table = large.as_table([row | {"bytes_on_disk": 3e6}])
+    assert table.splitlines()[-1] == "| read | 2,000 | 0.250 | 1 | bytes_on_disk 3,000,000.00 |"
+
+
 def test_inputs_are_pairs_that_can_be_learned(load, tmp_path):
     import numpy as np
 

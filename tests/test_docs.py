@@ -50,6 +50,15 @@ def test_every_command_is_understood(words):
     assert recipe[""].values["dataset_path"]
 
 
+def test_ten_million_products_cost_what_the_page_says():
+    page = (ROOT / "docs" / "large_catalogues.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| (?:(\d) x )?([\d.]+) \| (\d+) (minutes|hours) \|$", page, re.M)
+    assert len(rows) == 4
+    for times, cost, told, unit in rows:
+        seconds = int(times or 1) * float(cost) * 1e-3 * 10_000_000
+        assert int(told) == round(seconds / {"minutes": 60, "hours": 3600}[unit])
+
+
 def test_two_csv_files_become_a_beir_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     things = ["oak desk", "desk lamp", "blue sofa", "wall clock"]
