@@ -57,6 +57,7 @@ def test_trials_best_first_and_failed_ones_last(recipe_of, by_hand, tmp_path):
     rows = sweep.run_sweep(recipe_of("a", trials=6))
     assert json.loads((tmp_path / "a" / "sweep.json").read_text())["trials"] == rows
     assert [folder for folder, *_ in by_hand] == [f"trial_00{n}" for n in range(6)]
+    assert len({rate for _, rate, _ in by_hand}) == 6  # each trial is another one
     values = [row["value"] for row in rows if row["value"] is not None]
     assert 0 < len(values) < 6 and values == sorted(values, reverse=True)
     assert all(row["value"] is None for row in rows[len(values) :])
