@@ -25,7 +25,10 @@ from agr_trl.runtime import shows_progress
 from agr_trl.trackers import check_trackers, tracked_name
 
 # Of a job of several stages; a stage's own library would take them too.
-NEVER_IN_A_SECTION = ("output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
+NEVER_IN_A_SECTION = (
+    *("output_dir", "seed"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_token"),
+)
 
 
 def _check_ranges(settings: Any, **ranges: tuple[float, float]) -> None:
@@ -495,10 +498,11 @@ class ComparisonArguments:
             if arm not in ARMS:
                 raise UserError(f"`arms` names `{arm}`; known are {', '.join(ARMS)}")
         for name, changes in self.ablation_changes.items():
-            if name in (*ARMS, "bm25", "cosine") or not isinstance(changes, dict):
+            is_free = name not in (*ARMS, "bm25", "cosine", "shared")
+            if not (is_free and re.fullmatch(r"\w+", name) and isinstance(changes, dict)):
                 raise UserError(
-                    f"`ablations` has `{name}: {changes}`; give a new name and `SECTION.SETTING: "
-                    "value` below it"
+                    f"`ablations` has `{name}: {changes}`; give a new name of letters, digits and "
+                    "`_`, and `SECTION.SETTING: value` below it"
                 )
         if self.primary_metric not in ("pr_auc", "judged/ndcg@10"):
             raise UserError(

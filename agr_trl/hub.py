@@ -80,37 +80,38 @@ PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 # --- What recipes call --------------------------------------------------------------------------
 
 
-def take_hub_settings(args: TrainingArguments | HubArguments) -> bool:
-    """Return whether `push_to_hub` was asked for, and switch off the Trainer's own pushes.
+def take_hub_settings(args: TrainingArguments | HubArguments) -> str | None:
+    """Return the token to push with where `push_to_hub` was asked for; the Trainer shall not push.
 
-    Trainer would push every checkpoint with its `training_args.bin`; the recipes push what they
+    Trainer would push every checkpoint with its `training_args.bin`, a pickle in which a
+    `hub_token` stands; so the token is taken out of the settings, and the recipes push what they
     have made once, at the end. Raises `UserError` when no repository, or an impossible one, is
     named, or nobody is logged in.
     """
+    token = None
+    if isinstance(args, TrainingArguments):
+        token, args.hub_token = args.hub_token, None
     if not args.push_to_hub:
-        return False
+        return None
     repo_id: str | None = args.hub_model_id
     if not repo_id:
         raise UserError("`push_to_hub` needs `--hub_model_id user/name`")
-    if isinstance(args, HubArguments):
-        names, token = [*_run_names(repo_id).values()], get_token()
-    else:
-        names, token = [repo_id], args.hub_token or get_token()
-    for name in names:
+    is_run = isinstance(args, HubArguments)
+    for name in _run_names(repo_id).values() if is_run else [repo_id]:
         _check_name(name)
+    token = token or get_token()
     if not token:
         raise UserError("`push_to_hub`: nobody is logged in at the Hub; run `hf auth login` first")
     args.push_to_hub = False
-    return True
+    return token
 
 
-def publish_folder(folder: Path, args: TrainingArguments) -> None:
+def publish_folder(folder: Path, args: TrainingArguments, token: str) -> None:
     """Upload a stage's model folder to `args.hub_model_id` and wait until it is there.
 
     An adapter over a model that only this machine has is uploaded merged. Raises `UserError` where
     that fails.
     """
-    token = args.hub_token or get_token()
     again = f"the model is in `{folder}`; push it again with `hf upload {args.hub_model_id} "
     again += f"{folder} --exclude training_args.bin --exclude README.md`"
     with _one_line_errors(args.hub_model_id, token, again), tempfile.TemporaryDirectory() as made:

@@ -7,9 +7,11 @@ import re
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import datasets
@@ -19,14 +21,17 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from filelock import FileLock, Timeout
+from huggingface_hub import get_token
 from tqdm.auto import tqdm
 from transformers import Trainer
 
 from agr_trl.errors import UserError
+from agr_trl.report_text import visible
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # what the Hub hands out
 
 
 def run_recipe(main: Callable[[], None]) -> None:
@@ -37,11 +42,35 @@ def run_recipe(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {terminal_text(' '.join(str(error).split()))}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command continues from the last finished step\n")
         raise SystemExit(130) from None
+
+
+def terminal_text(text: str) -> str:
+    """Return a text as it may be shown: control characters written out, tokens of the Hub not.
+
+    A product's text could else colour, hide or overwrite what stands around it. Line breaks stay.
+    """
+    shown = "\n".join(map(visible, text.split("\n")))
+    if token := get_token():
+        shown = shown.replace(token, "***")
+    return _TOKEN.sub("***", shown)
+
+
+class _LineFormatter(logging.Formatter):
+    """One line a message, as a terminal may show it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return terminal_text(visible(super().formatMessage(record)))
+
+
+def _show_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    sys.stderr.write(terminal_text("".join(traceback.format_exception(kind, error, trace))))
 
 
 def start(seed: int) -> None:
@@ -60,13 +89,10 @@ def start(seed: int) -> None:
             "launch with `ACCELERATE_USE_CPU=true torchrun --nproc_per_node N` on CPU machines"
         )
     level = logging.INFO if state.is_main_process else logging.WARNING
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(asctime)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_LineFormatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    sys.excepthook = _show_traceback
     logging.getLogger("agr_trl").setLevel(level)
     transformers.utils.logging.set_verbosity_error()
     if not shows_progress():
@@ -167,7 +193,10 @@ def write_parquet(path: Path, table: pd.DataFrame) -> None:
     """Write a table without its index under another name, then rename it: absent, old or whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    table.to_parquet(partial, index=False)
+    with partial.open("wb") as file:
+        table.to_parquet(file, index=False)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
 
 

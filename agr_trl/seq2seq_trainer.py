@@ -3,7 +3,8 @@
 TRL samples and scores `prompt + completion` as one sequence, which an encoder-decoder has not. One
 mixin replaces how token ids are generated and how they are scored; groups, rewards, baselines, KL,
 gathering, logging, checkpoints and resume stay TRL's. A third override cuts long prompts, which TRL
-no longer does and which models with learned positions (BART: 1024) need.
+no longer does and which models with learned positions (BART: 1024) need; a fourth, `log`, keeps
+texts from giving orders to the terminal.
 
 Left out, because the sampled distribution must be the scored one, in plain data-parallel training:
 vLLM and continuous batching, top-k/top-p/min-p and penalties, images, chat and tools, sharded
@@ -42,6 +43,7 @@ from trl.trainer.utils import pad, selective_log_softmax, selective_log_softmax_
 
 from agr_trl.encode_once import encode_once
 from agr_trl.errors import UserError
+from agr_trl.report_text import visible
 
 logger = logging.getLogger(__name__)
 
@@ -285,6 +287,7 @@ class _Seq2SeqMixin:
     _entropy_bonus_enabled = False  # GRPO sets it per run: only then does entropy need gradients
 
     # What TRL's constructor sets.
+    _logs: dict[str, Any]
     _name: str
     _tokenizer: PreTrainedTokenizerBase
     accelerator: Any
@@ -373,6 +376,14 @@ class _Seq2SeqMixin:
         self.max_prompt_tokens = max_prompt_tokens
         self._decoder_prefix = decoder_prefix(base)
         self.generation_config.decoder_start_token_id = self._decoder_prefix[0]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as TRL does, with control characters of the texts written out: rich prints them."""
+        if self.args.log_completions:
+            for column in ("prompt", "completion"):
+                texts = self._logs[column]
+                texts.extend([visible(texts.popleft()) for _ in range(len(texts))])
+        super().log(logs, start_time)  # type: ignore[misc]
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Tokenize B prompts, each cut to `max_prompt_tokens` with its end token kept."""

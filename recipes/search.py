@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from agr_trl.config import DataArguments, parse_recipe
 from agr_trl.errors import UserError
 from agr_trl.retriever import Retriever
-from agr_trl.runtime import require_model, run_recipe, start
+from agr_trl.runtime import require_model, run_recipe, start, terminal_text
 from agr_trl.search import ProductSearch, load_index
 from agr_trl.stages import load_dataset
 
@@ -73,7 +73,8 @@ def show(search: ProductSearch, query: str, args: ScriptArguments) -> None:
         print(f"no product shares a word with {query!r}")
         return
     table = found.assign(title=found["title"].str[:70])
-    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    shown = table.to_string(index=False, float_format=lambda value: f"{value:.3f}")
+    print(terminal_text(shown))
 
 
 if __name__ == "__main__":

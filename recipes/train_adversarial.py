@@ -22,14 +22,14 @@ def main() -> None:
     recipe = parse_recipe(SECTIONS, __file__)
     start(recipe[""].values["seed"])
     hub_args = recipe[""].build()[-1]
-    push_to_hub = take_hub_settings(hub_args)
+    hub_token = take_hub_settings(hub_args)
     run = AdversarialRun(recipe)
     metrics = run.run()
     if is_main_process():
         report = write_report(run.folder)
         print(summary_table(metrics))
         print(f"report: {report}")
-        if push_to_hub:
+        if hub_token:
             private = hub_args.hub_private_repo
             for address in publish_run(run.folder, hub_args.hub_model_id, private=private):
                 print(address)

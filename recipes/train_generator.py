@@ -29,6 +29,7 @@ from agr_trl.runtime import (
     require_model,
     run_recipe,
     start,
+    terminal_text,
 )
 from agr_trl.search import BM25Index
 from agr_trl.stages import (
@@ -59,7 +60,7 @@ def main() -> None:
     require_model(recipe[""].values["retriever_name_or_path"], "train_retriever", recipe.is_demo)
     require_model(recipe[""].values["generator_name_or_path"], "warm_up_generator", recipe.is_demo)
     data_args, script_args, lora_args, reward_args, args = recipe[""].build()
-    push_to_hub = take_hub_settings(args)
+    hub_token = take_hub_settings(args)
 
     # 1. Data: the catalogue as prompts
     dataset = load_dataset(data_args)
@@ -96,10 +97,10 @@ def main() -> None:
         table = pd.DataFrame(
             {"title": few["title"].str[:60], "queries": [" | ".join(q) for q in queries]}
         )
-        print(table.to_string(index=False))
+        print(terminal_text(table.to_string(index=False)))
         print(f"generator: {folder / 'generator'}")
-        if push_to_hub:
-            publish_folder(folder / "generator", args)
+        if hub_token:
+            publish_folder(folder / "generator", args, hub_token)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def main() -> None:
     recipe = parse_recipe(SECTIONS, __file__)
     start(recipe[""].values["seed"])
     data_args, retriever_args, args = recipe[""].build()
-    push_to_hub = take_hub_settings(args)
+    hub_token = take_hub_settings(args)
 
     # 1. Data: judged pairs, with BM25 and random negatives for the relevant ones
     dataset = load_dataset(data_args)
@@ -74,8 +74,8 @@ def main() -> None:
         if "eval_pr_auc" in after:  # not where dev has one class only
             print(f"dev PR-AUC {before['eval_pr_auc']:.4f} -> {after['eval_pr_auc']:.4f}")
         print(f"retriever: {folder / 'retriever'}")
-        if push_to_hub:
-            publish_folder(folder / "retriever", args)
+        if hub_token:
+            publish_folder(folder / "retriever", args, hub_token)
 
 
 if __name__ == "__main__":

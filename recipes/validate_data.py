@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agr_trl.config import DataArguments, parse_recipe
 from agr_trl.data.validation import describe_dataset, format_description, readers_warnings
-from agr_trl.runtime import run_recipe, start, write_json
+from agr_trl.runtime import run_recipe, start, terminal_text, write_json
 from agr_trl.stages import load_dataset
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     )
     source = {"format": data_args.dataset_format, "path": data_args.dataset_path}
     facts = {"source": source, "readers_warnings": warnings} | facts
-    print(format_description(facts))
+    print(terminal_text(format_description(facts)))
     if args.output_file:
         write_json(Path(args.output_file), facts)
 

@@ -32,7 +32,7 @@ def main() -> None:
     recipe = parse_recipe(SECTIONS, __file__)
     start(recipe[""].values["seed"])
     data_args, warm_up_args, args = recipe[""].build()
-    push_to_hub = take_hub_settings(args)
+    hub_token = take_hub_settings(args)
 
     # 1. Data: judged queries of relevant products, and pseudo-queries from the catalogue's titles
     dataset = load_dataset(data_args)
@@ -55,8 +55,8 @@ def main() -> None:
         write_json(folder / "metrics.json", metrics)
         print(f"dev loss {before['eval_loss']:.3f} -> {after['eval_loss']:.3f} nats a token")
         print(f"generator: {folder / 'generator'}")
-        if push_to_hub:
-            publish_folder(folder / "generator", args)
+        if hub_token:
+            publish_folder(folder / "generator", args, hub_token)
 
 
 if __name__ == "__main__":

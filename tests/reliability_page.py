@@ -26,6 +26,34 @@ with is the one of a job that was never stopped, byte for byte: models, queries,
 (times and the report apart). After a full disk every file that grows beyond 2,000 bytes stays half
 written.
 """
+SECURITY = """
+## Security
+What comes from others (data, models, settings, names) is read, never run. `tests/test_security.py`
+has a test for each line that names no other.
+
+**Loaded:** data as CSV, TSV, JSON Lines and Parquet; models and adapters as safetensors, tokenizers
+as their own files (`tests/test_bad_inputs.py`); settings by YAML's safe loader. A Trainer reads
+back its own checkpoints of the same run folder, with PyTorch's loader for tensors alone.
+
+**Refused:** weights in a pickle, unless AGR_TRL_PICKLE_WEIGHTS names the model, with a warning
+(`tests/test_published_models.py`); code that a model brings along, always; a WANDS download whose
+content is not the published one (`tests/data/test_wands_download.py`); names of ablations that
+would be paths (`tests/test_arms.py`). No module of this package calls `eval`, `exec`, `pickle`,
+`torch.load` or a shell; a test reads the source for them.
+
+**Shown as text:** products, queries and names in reports (HTML), cards (Markdown,
+`tests/test_hub.py`), terminal output, logs and TRL's table of completions
+(`tests/test_seq2seq_trainer.py`): markup is escaped, control and bidirectional characters are
+written out. Nothing is written as CSV but the demo shop, so no cell is a formula. Parquet and JSON
+hold the texts as they were. Ids and texts of the data are never paths.
+
+**Tokens** of the Hub come from `hf auth login`, HF_TOKEN or `--hub_token`. They are in no file of a
+run, not even in a Trainer's `training_args.bin`, are blotted out in logs, errors and tracebacks,
+and an upload whose texts name one is refused. There is no server: reports are files.
+
+**Dependencies:** `make audit` asks PyPI for known weaknesses of what is installed, and says so
+where it cannot.
+"""
 INTRODUCTION = """# Reliability
 
 This page is written by `python tests/reliability_page.py` from the cases that the tests run.
@@ -45,7 +73,7 @@ def page() -> str:
     passed = [f"| {kind} | {LAST_PASSED.get(kind, 'not yet run whole')} |" for kind in KINDS]
     table = "\n".join([f"| fault | last passed ({MACHINE}) |", "|---|---|", *passed, ""])
     places = ", ".join(f"`{place}`" for place in sorted(points()))
-    return f"{inputs}{FAULTS}\n{table}\nPoints: {places}\n"
+    return f"{inputs}{FAULTS}\n{table}\nPoints: {places}\n{SECURITY}"
 
 
 if __name__ == "__main__":

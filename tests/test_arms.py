@@ -195,6 +195,8 @@ def test_unknown_arms_and_metrics_are_refused(shop, tmp_path):
         ('{"a": {"reward.loss_reward": "hinge"}}', "invalid choice: 'hinge'"),
         ('{"a": {"rewards.loss_reward": "bce"}}', "`rewards` is no section"),
         ('{"supervised": {"reward.loss_reward": "bce"}}', "give a new name"),
+        ('{"shared": {"reward.loss_reward": "bce"}}', "give a new name"),
+        ('{"../../x": {"reward.loss_reward": "bce"}}', "give a new name of letters"),
         ('["a"]', "must map names"),
         ("{a}", "is no mapping"),
     ):

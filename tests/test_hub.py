@@ -17,6 +17,7 @@ import torch
 import yaml
 from hub_server import TOKEN, hub_server
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from scipy.special import expit
 from toy_runs import (
     RECIPES,
@@ -448,9 +449,9 @@ def test_who_is_not_logged_in_hears_of_it_before_the_training(monkeypatch):
     # 90 letters are a name, but not with what stands for each of the three repositories.
     with pytest.raises(UserError, match="is no name for a repository"):
         take_hub_settings(HubArguments(push_to_hub=True, hub_model_id="user/" + "x" * 90))
-    assert not take_hub_settings(HubArguments())
+    assert take_hub_settings(HubArguments()) is None
     monkeypatch.setattr("agr_trl.hub.get_token", lambda: "hf_x")
-    assert take_hub_settings(args)
+    assert take_hub_settings(args) == "hf_x"
 
 
 def test_only_a_finished_run_is_published(tmp_path, finished):
@@ -467,17 +468,28 @@ def test_only_a_finished_run_is_published(tmp_path, finished):
 # --- Cards --------------------------------------------------------------------------------------
 
 
-def test_hostile_texts_do_not_change_a_card(finished):
-    evil = "| <img src=x onerror=alert(1)> ```\n---\n[x](http://e.vil) www.e.vil `a` *b* \u202e"
-    run = read_run(finished)
-    run.config["dataset_path"] = evil
-    table = run.queries.assign(query=evil, title=evil)
-    run.queries = table
-    for card in (
+def cards_of(folder, text):
+    """Return the three cards of a run whose every product and query is this text."""
+    run = read_run(folder)
+    run.config["dataset_path"] = text
+    run.queries = run.queries.assign(query=text, title=text)
+    return (
         retriever_card("user/toy-retriever", run, 2, "unknown"),
         generator_card("user/toy-generator", run, 2, "unknown"),
         queries_card("user/toy-queries", run, "unknown"),
-    ):
+    )
+
+
+def tags_of(card):
+    """Return the HTML tags of a card as a page shows it, in order."""
+    body = card.split("\n---\n", 1)[1]
+    return re.findall(r"</?[a-z][^\s>]*", MarkdownIt("gfm-like", {"html": True}).render(body))
+
+
+def test_hostile_texts_do_not_change_a_card(finished):
+    evil = "| <img src=x onerror=alert(1)> ```\n---\n[x](http://e.vil) www.e.vil `a` *b* \u202e"
+    for card, harmless in zip(cards_of(finished, evil), cards_of(finished, "sofa"), strict=True):
+        assert tags_of(card) == tags_of(harmless)
         header, body = re.fullmatch(r"---\n(.*?)\n---\n\n(.*)", card, re.DOTALL).groups()
         assert isinstance(yaml.safe_load(header), dict)
         body = re.sub(r"^(`{3,})yaml\n.*?^\1$", "", body, flags=re.DOTALL | re.MULTILINE)

@@ -558,3 +558,14 @@ def test_unsupported_models_are_refused(tmp_path):
     two.add_adapter("ref", lora())
     with pytest.raises(ValueError, match="ref"):
         build_trainer(two, tmp_path)
+
+
+def test_printed_completions_give_no_order_to_the_terminal(tmp_path, capsys):
+    trainer = build_trainer(build_model("t5"), tmp_path, log_completions=True, max_steps=1)
+    trainer._logs["prompt"].append("w4 \x1b[31m")
+    trainer._logs["completion"].append("\x1b]0;w5\x07")
+    trainer._logs["rewards"]["odd"].append(1.0)
+    trainer._logs["advantages"].append(0.0)
+    trainer.log({})
+    shown = capsys.readouterr().out
+    assert "[U+001B]" in shown and "\x1b" not in shown and "\x07" not in shown

@@ -55,11 +55,9 @@ def main(run: Path, output: Path) -> None:
             ("stage_generator", run / "round_01" / "generator", TOKEN),
             ("stage_wrong_token", run / "round_00" / "generator", "hf_wrong"),
         ):
-            args = TrainingArguments(
-                report_to="none", hub_model_id=f"user/{name}", hub_token=token, use_cpu=True
-            )
+            args = TrainingArguments(report_to="none", hub_model_id=f"user/{name}", use_cpu=True)
             try:
-                publish_folder(folder, args)
+                publish_folder(folder, args, token)
                 files = hub.model(f"user/{name}").files()
                 answers[name] = {"files": sorted(files), "card": files["README.md"].decode()}
             except UserError as caught:
