@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-any-order test-lowest mutants lint audit
+.PHONY: demo test test-all test-any-order test-lowest mutants lint audit fuzz
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ lint: $(VENV)/installed-dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(VENV)/installed-dev  ## ten minutes of broken files for the readers, guided by coverage
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	$(BIN)/python tests/scripts/fuzz_readers.py -max_total_time=600 -timeout=20 -rss_limit_mb=4096 -max_len=256 -len_control=0
 
 audit: $(VENV)/installed  ## known weaknesses of what is installed, with pip-audit, where pypi.org can be asked
 	@if $(BIN)/python -c "import urllib.request as r; r.urlopen('https://pypi.org/simple/pip/', timeout=10)" 2>/dev/null; then \

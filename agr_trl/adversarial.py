@@ -56,7 +56,7 @@ from agr_trl.generator import (
 )
 from agr_trl.loading import load_config, resolve_model_name
 from agr_trl.pretraining import new_or_loaded_retriever
-from agr_trl.query_files import write_query_files
+from agr_trl.query_files import read_queries, write_query_files
 from agr_trl.relevance import EmbeddingScorer, Teacher, load_relevance_scorer
 from agr_trl.retriever import Retriever, dev_metrics, retriever_trainer
 from agr_trl.rewards import excess_loss
@@ -180,8 +180,9 @@ class AdversarialRun:
             folder = self.round_folder(number)
             if (folder / "metrics.json").is_file():
                 logger.info("round %d is complete, skipped", number)
-                continue
-            self._run_round(number, folder)
+            else:
+                self._run_round(number, folder)
+            self._prune(number)
 
     def attack(self) -> Path:
         """Run or resume round 1 as far as its generator, from a round 0 that is there.
@@ -233,6 +234,16 @@ class AdversarialRun:
             partial.replace(target)
             write_json(self.folder / "timings.json", self.times)
         wait_for_everyone()
+
+    def _prune(self, number: int) -> None:
+        """Remove the models that no round after this one needs, as `kept_models` says."""
+        limit = self.loop.kept_models
+        if limit is None or not is_main_process():
+            return
+        needed = {self.best_round(number + 1), *range(number - limit + 1, number + 1)}
+        for past in set(range(1, number)) - needed:
+            for name in ("retriever", "generator"):
+                shutil.rmtree(self.round_folder(past) / name, ignore_errors=True)
 
     def _warm_up(self, target: Path, number: int) -> None:
         args = self.recipe["warm_up"].build(
@@ -409,7 +420,7 @@ class AdversarialRun:
         With `hardest_of` above 1 those with the largest loss of the attacked retriever against the
         label that they will be learned with, else a random choice.
         """
-        queries = pd.read_parquet(self.round_folder(number) / QUERIES_FILE)
+        queries = read_queries(self.round_folder(number) / QUERIES_FILE)
         accepted = queries[queries["accepted"]]
         limit = self.loop.synthetic_queries_per_round
         if limit is None or len(accepted) <= limit:
@@ -433,7 +444,8 @@ class AdversarialRun:
         if path not in self._ensembles:
             retriever = Retriever.from_pretrained(str(path)).freeze().to_device()
             dev = self.dataset.pairs("dev")
-            self._ensembles[path] = fitted_teacher(dev, self.relevance.score, retriever.score)
+            teacher = fitted_teacher(dev, self.relevance.score, retriever.score)
+            self._ensembles = {path: teacher}  # the last one alone: each holds a model in memory
         return self._ensembles[path]
 
     def _evaluate_round(self, target: Path, number: int) -> None:
@@ -443,7 +455,7 @@ class AdversarialRun:
         retriever = Retriever.from_pretrained(str(folder / "retriever")).to_device()
         audit: dict[str, Any] = {}
         if (folder / QUERIES_FILE).is_file():
-            queries = pd.read_parquet(folder / QUERIES_FILE)
+            queries = read_queries(folder / QUERIES_FILE)
             audit = self._query_metrics(queries)
             if self.scores_again:
                 log_odds = score_distinct(

@@ -373,6 +373,13 @@ class LoopArguments(SamplingArguments):
     rounds: int = field(
         default=2, metadata={"help": "Adversarial rounds after the supervised round 0"}
     )
+    kept_models: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rounds, the last ones, whose models stay on the disk beside those of round 0 "
+            "and of the best round (default: all)"
+        },
+    )
     prompts_per_round: int = field(
         default=2_000, metadata={"help": "Products that the generator is trained on in a round"}
     )
@@ -431,6 +438,7 @@ class LoopArguments(SamplingArguments):
             synthetic_queries_per_round=(1, inf),
             hardest_of=(1, inf),
             rounds=(0, inf),
+            kept_models=(1, inf),
             prompts_per_round=(1, inf),
             products_per_round=(1, inf),
             max_synthetic_share=(0, 1),
@@ -796,10 +804,26 @@ def _take_config(arguments: list[str], recipe_file: str) -> tuple[Path, list[str
     return config_file, rest
 
 
+# What PyYAML raises for files that it cannot read: its own errors, those of Python's conversions
+# (2001-13-45 is no date, too long an integer), and of a nesting that is too deep.
+MAX_NESTING = 50  # of YAML, whose parser takes time by the square of it
+YAML_ERRORS = (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError, RecursionError)
+
+
 def _read_yaml(config_file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = config_file.read_text(encoding="utf-8")
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_NESTING:
+                raise ValueError(f"it is nested more than {MAX_NESTING} times")
+            if isinstance(event, yaml.AliasEvent):  # a few aliases can fill any memory
+                raise ValueError(f"`*{event.anchor}` is an alias; write the value itself there")
+        values = yaml.safe_load(text)
+        json.dumps(values, default=str)  # a number may have more digits than Python writes
+    except YAML_ERRORS as error:
         problem = " ".join(str(error).split())
         raise UserError(f"`{config_file}` is not valid YAML: {problem}") from error
     if values is None:

@@ -25,6 +25,7 @@ from agr_trl import report_text
 from agr_trl.charts import Chart, round_charts, training_charts
 from agr_trl.errors import UserError
 from agr_trl.loading import PACKAGED_MINILM
+from agr_trl.query_files import read_queries
 from agr_trl.report import (
     before_and_after,
     page_environment,
@@ -83,7 +84,9 @@ class RunRecord:
     def kept_rounds(self) -> list[int]:
         """Return the rounds that were kept and are here, the exported one last."""
         kept = [this["round"] for this in self.metrics["rounds"] if this["kept"]]
-        return [n for n in kept if n == self.best_round or self.round_folder(n).is_dir()]
+        return [
+            n for n in kept if n == self.best_round or (self.round_folder(n) / "retriever").is_dir()
+        ]
 
     def measured(self, number: int) -> dict[str, Mapping[str, Any]]:
         """Return split -> metrics of a round's retriever; test is known for first and best."""
@@ -102,7 +105,7 @@ class RunRecord:
         for this in self.metrics["rounds"]:
             file = self.round_folder(this["round"]) / "queries.parquet"
             if file.is_file():
-                table = pd.read_parquet(file)
+                table = read_queries(file)
                 parts.append(table[table["accepted"]].assign(round_kept=this["kept"]))
         if not parts:
             return pd.DataFrame()

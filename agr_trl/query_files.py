@@ -11,12 +11,34 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 
 from agr_trl.config import SamplingArguments
+from agr_trl.data.tables import as_frame, open_parquet, reject
+from agr_trl.errors import UserError
 from agr_trl.generator import load_generator, sample_queries
 from agr_trl.runtime import wait_for_everyone, write_parquet
 
 logger = logging.getLogger(__name__)
 
 CHUNK_PRODUCTS = 2_000
+QUERY_COLUMNS: dict[str, Any] = {
+    **dict.fromkeys(("product_id", "document", "title", "query", "reason"), str),
+    **dict.fromkeys(("round", "probability", "relevance"), (int, float)),
+    "accepted": bool,
+}
+
+
+def read_queries(path: Path) -> pd.DataFrame:
+    """Read the queries.parquet of a round; it may have more columns than QUERY_COLUMNS.
+
+    Raises `UserError` for what is no Parquet file, lacks a column or holds something else in one.
+    """
+    with open_parquet(path) as file:
+        table = as_frame(file.read())
+    if missing := [name for name in QUERY_COLUMNS if name not in table]:
+        raise UserError(f"{path} has no column {', '.join(missing)}; it is no round's queries")
+    for name, kind in QUERY_COLUMNS.items():
+        is_right = table[name].astype(object).map(lambda value, kind=kind: isinstance(value, kind))
+        reject(path, table, ~is_right.astype(bool), name, "that is no round's query")
+    return table
 
 
 def write_query_files(

@@ -13,6 +13,7 @@ from agr_trl import report_text
 from agr_trl.charts import round_charts, training_charts
 from agr_trl.errors import UserError
 from agr_trl.evaluation import METRIC_DEFINITION
+from agr_trl.query_files import read_queries
 from agr_trl.report_text import DEV_WARNING, GLOSSARY, LOWER_IS_BETTER, metric_name
 from agr_trl.runtime import read_json, write_text
 
@@ -181,7 +182,7 @@ def read_round(run_folder: Path, row: dict[str, Any]) -> tuple[Any, pd.DataFrame
     folder = run_folder / f"round_{row['number']:02d}"
     queries = None
     if (folder / "queries.parquet").is_file():
-        queries = pd.read_parquet(folder / "queries.parquet")
+        queries = read_queries(folder / "queries.parquet")
         if len(queries) and "probability_after" in queries:
             row["queries"]["mean_probability_after"] = queries["probability_after"].mean()
     return read_if_there(folder / "generator_log.json"), queries

@@ -40,7 +40,11 @@ from agr_trl.search import BM25Index, Scorer
 from agr_trl.seq2seq_trainer import Seq2SeqRLOOTrainer
 from agr_trl.trackers import QueriesToTensorBoard, end_stage, keep_tensorboard
 
-FREE_SETTINGS: Collection[str] = ("rounds", "dataset_path")  # may differ when a run is resumed
+FREE_SETTINGS: Collection[str] = (
+    "rounds",
+    "kept_models",
+    "dataset_path",
+)  # may differ when a run is resumed
 
 
 def load_dataset(args: DataArguments, split: str | None = None) -> RelevanceDataset:

@@ -162,6 +162,23 @@ def test_config_of_a_run_starts_the_same_run(finished, config, tmp_path):
     assert again == first
 
 
+def test_models_that_no_later_round_needs_are_pruned(copy, config):
+    run = build_run(config, copy, "--kept_models=1")
+    for number in (2, 3, 4):
+        shutil.copytree(copy / "round_01", copy / f"round_{number:02d}")
+    kept = {0: True, 1: True, 2: True, 3: False, 4: False}
+    for number, is_kept in kept.items():
+        file = copy / f"round_{number:02d}" / "metrics.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"kept": is_kept}))
+    build_run(config, copy)._prune(4)
+    assert all((copy / f"round_{number:02d}" / "retriever").is_dir() for number in kept)
+    run._prune(4)
+    left = [n for n in kept if (copy / f"round_{n:02d}" / "retriever").is_dir()]
+    assert left == [n for n in kept if (copy / f"round_{n:02d}" / "generator").is_dir()]
+    assert left == [0, 2, 4]  # round 0, the best, the last
+    assert all((copy / f"round_{n:02d}" / "queries.parquet").is_file() for n in kept)
+
+
 def test_lost_outputs_are_made_again_byte_for_byte(finished, copy, config):
     for name in ("retriever", "metrics.json"):
         lost = copy / "round_01" / name

@@ -184,6 +184,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+def read_size(folder: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def subprocess_environment(**variables: str) -> dict[str, str]:
     """Return the environment for a recipe in a process of its own."""
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}

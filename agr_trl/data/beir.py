@@ -73,7 +73,8 @@ def read_text_rows(path: Path, fields: dict[str, str]) -> Iterator[tuple[int, li
         values = [
             record[field] if record.get(field) is not None else "" for field in fields.values()
         ]
-        values[0] = str(values[0])
+        if isinstance(values[0], int | float):
+            values[0] = str(values[0])
         for field, value in zip(fields.values(), values, strict=True):
             if not isinstance(value, str):
                 raise UserError(f"{path}, line {line}: `{field}` is {value!r}; it must be a text")

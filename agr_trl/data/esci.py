@@ -30,7 +30,7 @@ GRADES = {"E": 3, "S": 1, "C": 0, "I": 0}
 
 # Only the names that shops use, so that "size <M, >XS" stays.
 MARKUP = re.compile(
-    r"<!--.*?-->|</?(?:a|b|big|blockquote|br|center|dd|div|dl|dt|em|font|h[1-6]|hr|i|img|li|ol|p|"
+    r"<!--.*?(?:-->|\Z)|</?(?:a|b|big|blockquote|br|center|dd|div|dl|dt|em|font|h[1-6]|hr|i|img|li|ol|p|"
     r"pre|small|span|strong|sub|sup|table|tbody|td|th|thead|tr|u|ul)\b[^<>]*>",
     re.IGNORECASE | re.DOTALL,
 )

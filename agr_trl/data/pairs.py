@@ -116,9 +116,11 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _check_texts(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Strip query and document; raise `UserError` where one is not a text."""
+    """Strip query and document; raise `UserError` where one is no text or the label no value."""
     for name in COLUMNS[:2]:
         is_text = table[name].map(lambda value: isinstance(value, str)).astype(bool)
         reject(path, table, ~is_text, name, "it must be a text")
         table[name] = table[name].astype("str").str.strip()
+    is_nested = table["label"].map(lambda value: isinstance(value, list | dict)).astype(bool)
+    reject(path, table, is_nested, "label", "a label is a number from 0 to 1")
     return table

@@ -53,13 +53,16 @@ def stem(word: str) -> str:
     return word
 
 
-def query_groups(queries: Sequence[str], min_typo_characters: int = 8) -> list[str]:
+def query_groups(
+    queries: Sequence[str], min_typo_characters: int = 8, max_typo_characters: int = 200
+) -> list[str]:
     """Name each query's group of variants; queries of one name belong in one split.
 
     Variants share their `variant_key`, or their keys are one inserted, deleted, replaced or
     swapped letter apart (Damerau 1964, distance 1) and the longer key has `min_typo_characters` or
-    more. A digit is never a typo: "30 inch vanity" and "36 inch vanity" stay apart. A group is
-    named by its alphabetically first key, whatever the order of the queries.
+    more, but no more than `max_typo_characters`: the work grows with their square. A digit is never
+    a typo: "30 inch vanity" and "36 inch vanity" stay apart. A group is named by its alphabetically
+    first key, whatever the order of the queries.
     """
     key_of_query = [variant_key(query) for query in queries]
     keys = sorted(set(key_of_query))
@@ -78,7 +81,7 @@ def query_groups(queries: Sequence[str], min_typo_characters: int = 8) -> list[s
     # Linear in the text: two keys one letter apart meet in a key with that letter masked or gone.
     masked: dict[str, str] = {}
     for key in keys:
-        if len(key) < min_typo_characters:
+        if not min_typo_characters <= len(key) <= max_typo_characters:
             continue
         for i, letter in enumerate(key):
             if letter.isdigit():

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,13 @@ logger = logging.getLogger(__name__)
 
 DELIMITER_NAMES = {"\t": "tab", ",": "comma"}
 BATCH_ROWS = 1 << 14
+# What a Parquet file may hold for each of its bytes: more can only be made to fill the memory.
+MAX_ROWS_PER_BYTE = 8
+MAX_EXPANSION = 1_000
+PLAIN_TYPES = (
+    *(pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_integer),
+    *(pyarrow.types.is_floating, pyarrow.types.is_boolean, pyarrow.types.is_null),
+)
 
 
 class SourceTables(NamedTuple):
@@ -73,10 +81,17 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     continue
                 try:
                     record = json.loads(line)
+                    if "\\u" in line:  # perhaps half of a surrogate pair, which no file can hold
+                        json.dumps(record, ensure_ascii=False).encode()
                 except json.JSONDecodeError as error:
                     raise UserError(
                         f"{path}, line {number}: broken JSON ({error.msg}, column {error.colno}); "
                         "write one complete object a line"
+                    ) from None
+                except (ValueError, RecursionError) as error:
+                    raise UserError(
+                        f"{path}, line {number}: cannot be read ({str(error)[:100]}); write texts "
+                        "and numbers alone"
                     ) from None
                 if not isinstance(record, dict):
                     raise UserError(f"{path}, line {number}: not a JSON object; write {{...}}")
@@ -91,29 +106,73 @@ def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame
     The index, "row", counts the rows of the file from 1. Memory holds one piece and what the caller
     keeps. Raises `UserError` for a missing file or column and for what is no Parquet file.
     """
+    with open_parquet(path) as file:
+        names = file.schema_arrow.names
+        missing = [name for name in columns if name not in names]
+        if missing:
+            raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}")
+        for name in columns:
+            kind = file.schema_arrow.field(name).type
+            if not any(is_kind(_plain(kind)) for is_kind in PLAIN_TYPES):
+                raise UserError(f"{path}: `{name}` is of type {kind}; write texts or numbers")
+        first = 1
+        if not file.metadata.num_rows:
+            yield as_frame(file.read(list(columns)))
+        for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
+            rows = pd.RangeIndex(first, first + len(batch), name="row")
+            first += len(batch)
+            yield as_frame(batch).set_axis(rows)
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[ParquetFile]:
+    """Open a Parquet file; what is wrong with it, also while it is read, is a `UserError`.
+
+    So are two columns of one name, and in `parquet_batches` one of neither texts nor numbers.
+    """
     require_file(path)
     try:
         # Without pre-buffering a row group's pages are read as they are needed, not all at once.
         with ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             names = file.schema_arrow.names
-            missing = [name for name in columns if name not in names]
-            if missing:
-                raise UserError(
-                    f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}"
-                )
-            first = 1
-            if not file.metadata.num_rows:
-                yield file.read(list(columns)).to_pandas().rename_axis("row")
-            for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
-                rows = pd.RangeIndex(first, first + len(batch), name="row")
-                first += len(batch)
-                yield batch.to_pandas().set_axis(rows)
+            if len(set(names)) < len(names):
+                raise UserError(f"{path} names a column twice: {', '.join(names)}")
+            _check_size(path, file)
+            yield file
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{path} is not a Parquet file ({reason}); write it again, or where git left a pointer "
             "in its place run `git lfs pull`"
         ) from None
+
+
+def as_frame(rows: pyarrow.RecordBatch | pyarrow.Table) -> pd.DataFrame:
+    """Return what was read as a frame; raises what `open_parquet` names for text that is not UTF-8.
+
+    The notes that pandas leaves in a file, which may be broken like the rest, are not looked at.
+    """
+    rows.validate(full=True)
+    plain = [pyarrow.field(field.name, _plain(field.type)) for field in rows.schema]
+    return rows.cast(pyarrow.schema(plain)).to_pandas().rename_axis("row")
+
+
+def _plain(kind: pyarrow.DataType) -> pyarrow.DataType:
+    """Return the type of a column's values, which a table may hold once and point to."""
+    return kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+
+
+def _check_size(path: Path, file: ParquetFile) -> None:
+    """Raise `UserError` where a small file claims to hold more than could be written into it."""
+    size, metadata = path.stat().st_size, file.metadata
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    if (
+        metadata.num_rows > MAX_ROWS_PER_BYTE * size
+        or sum(group.total_byte_size for group in groups) > MAX_EXPANSION * size
+    ):
+        raise UserError(
+            f"{path} claims {metadata.num_rows:,} rows in {size:,} bytes; write it again"
+        )
 
 
 def require_file(path: Path) -> None:
