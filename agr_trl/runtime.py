@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -168,6 +170,21 @@ def hardware() -> str:
     if torch.cuda.is_available():
         device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{device}, torch {torch.__version__}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that a run's numbers come from."""
+    names = (
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "accelerate",
+        "datasets",
+        "tokenizers",
+        "numpy",
+    )
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def write_text(path: Path, text: str) -> None:

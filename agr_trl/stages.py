@@ -1,5 +1,6 @@
 """What the recipes and the adversarial loop share: builders from settings, and training stages."""
 
+import logging
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import yaml
+from accelerate import PartialState
 from peft import PeftModel
 
 from agr_trl.acceptance import AcceptanceFilter, vocabulary_of
@@ -28,9 +30,11 @@ from agr_trl.retriever import Retriever
 from agr_trl.rewards import AcceptanceReward, RelevanceReward, RetrieverLossReward
 from agr_trl.runtime import (
     commit,
+    hardware,
     is_main_process,
     last_checkpoint,
     read_json,
+    versions,
     wait_for_everyone,
     without_times,
     write_json,
@@ -39,6 +43,8 @@ from agr_trl.runtime import (
 from agr_trl.search import BM25Index, Scorer
 from agr_trl.seq2seq_trainer import Seq2SeqRLOOTrainer
 from agr_trl.trackers import QueriesToTensorBoard, end_stage, keep_tensorboard
+
+logger = logging.getLogger(__name__)
 
 FREE_SETTINGS: Collection[str] = (
     "rounds",
@@ -155,17 +161,34 @@ def begin_run_folder(
     dataset: RelevanceDataset,
     free: Collection[str] = FREE_SETTINGS,
 ) -> None:
-    """Write config.yaml and run.json, or refuse to resume a run of other settings or data."""
+    """Write config.yaml and run.json, or refuse to resume a run of other settings or data.
+
+    run.json says what a run's numbers come from: the data, code, libraries and machine that it
+    began with. Others of the last three are warned of, since its last digits may then differ.
+    """
     settings = recipe.resolved()
     settings.pop("output_dir")
-    state = {"data_fingerprint": dataset.fingerprint(), "commit": commit()}
+    state = {
+        "data_fingerprint": dataset.fingerprint(),
+        "data": dataset.fingerprints(),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+        "processes": PartialState().num_processes,
+    }
     config_file, state_file = folder / "config.yaml", folder / "run.json"
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     is_same = False
     if config_file.is_file() and state_file.is_file():
         refuse_other_settings(config_file, settings, free)
-        if read_json(state_file)["data_fingerprint"] != state["data_fingerprint"]:
-            raise UserError(f"`{folder}` was begun with other data; give another --output_dir")
+        before = read_json(state_file)
+        if before["data_fingerprint"] != state["data_fingerprint"]:
+            changed = "; ".join(_changes(before.get("data", {}), state["data"]))
+            raise UserError(
+                f"`{folder}` was begun with other data ({changed}); give another --output_dir"
+            )
+        if changed := "; ".join(_changes(before, state)):
+            logger.warning("`%s` was begun elsewhere, so digits may differ: %s", folder, changed)
         is_same = config_file.read_text(encoding="utf-8") == text
     wait_for_everyone()
     if is_main_process() and not is_same:
@@ -179,18 +202,23 @@ def refuse_other_settings(
 ) -> None:
     """Raise `UserError` when a run folder was made with other settings, the `free` ones apart."""
     old = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    before, now = pd.json_normalize(old).T[0].to_dict(), pd.json_normalize(settings).T[0].to_dict()
-    changed = [
-        f"{name}: {before.get(name)} -> {now.get(name)}"
-        for name in sorted(before.keys() | now.keys())
-        if str(before.get(name)) != str(now.get(name)) and name not in free
-    ]
+    changed = _changes(old, settings, free)
     if changed:
         shown = changed[:5] + ([f"and {len(changed) - 5} more"] if len(changed) > 5 else [])
         raise UserError(
             f"`{config_file.parent}` was begun with other settings ({'; '.join(shown)}); "
             "give another --output_dir, or remove the folder"
         )
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()) -> list[str]:
+    """Return "name: old -> new" of what differs between two nested mappings."""
+    old, new = (pd.json_normalize(values).T[0].to_dict() for values in (before, now))
+    return [
+        f"{name}: {old.get(name)} -> {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if str(old.get(name)) != str(new.get(name)) and name not in free
+    ]
 
 
 def demo_oracle(args: DataArguments) -> Any:

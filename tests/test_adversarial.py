@@ -270,8 +270,29 @@ def test_other_settings_or_other_data_are_refused(copy, config, shop, tmp_path):
     build_run(config, copy, "--dataset_path", str(moved)).run()  # the same data at another place
     corpus = moved / "corpus.jsonl"
     corpus.write_text(corpus.read_text().replace("red oak chair", "red elm chair"))
-    with pytest.raises(UserError, match="begun with other data"):
+    with pytest.raises(UserError, match=r"begun with other data \(products: 20 rows with sha256"):
         build_run(config, copy, "--dataset_path", str(moved)).run()
+    corpus.write_text(corpus.read_text() + '{"_id": "new", "title": "new"}\n')
+    with pytest.raises(UserError, match=r"products: 20 rows .* -> 21 rows [^;]*\); give another"):
+        build_run(config, copy, "--dataset_path", str(moved)).run()
+
+
+def test_a_run_says_what_its_numbers_come_from(copy, config, caplog):
+    state = read(copy, "run.json")
+    assert state.keys() == {
+        "data_fingerprint", "data", "commit", "versions", "hardware", "processes",
+    }  # fmt: skip
+    assert state["data"].keys() == {"products", "queries", "judgements"}
+    assert state["data"]["products"].startswith("20 rows with sha256 ")
+    assert state["versions"]["torch"] == torch.__version__
+    assert {"python", "transformers", "trl", "peft"} < state["versions"].keys()
+    assert state["processes"] == 1
+    build_run(config, copy)._begin()
+    assert "begun elsewhere" not in caplog.text
+    changed = state | {"processes": 4, "versions": state["versions"] | {"torch": "2.0"}}
+    (copy / "run.json").write_text(json.dumps(changed))
+    build_run(config, copy)._begin()
+    assert "processes: 4 -> 1; versions.torch: 2.0 -> " in caplog.text
 
 
 def test_fallen_round_is_rolled_back_and_the_next_starts_from_the_best(copy, config, monkeypatch):

@@ -78,5 +78,6 @@ def test_two_processes_equal_one(tmp_path):
             two = json.loads((tmp_path / f"{train.__name__}_{rank}.json").read_text())
             assert two["world_size"] == 2
             assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+            assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
             assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-5)
             assert two["weights"] == pytest.approx(one["weights"], rel=1e-4, abs=1e-7)

@@ -95,11 +95,15 @@ class RelevanceDataset:
 
     def fingerprint(self) -> str:
         """Return the sha256 (hex) of the content, wherever it was read from."""
-        digest = hashlib.sha256()
-        for frame in (self.products, self.queries, self.judgements):
-            for name in frame:
-                digest.update(json.dumps([name, frame[name].tolist()]).encode())
-        return digest.hexdigest()
+        return _sha256(self.products, self.queries, self.judgements)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return for each table its number of rows and the beginning of its sha256, to compare."""
+        tables = {"products": self.products, "queries": self.queries, "judgements": self.judgements}
+        return {
+            name: f"{len(table)} rows with sha256 {_sha256(table)[:12]}"
+            for name, table in tables.items()
+        }
 
 
 def load_relevance_dataset(
@@ -266,6 +270,14 @@ def _finish(
         has_ids=source.has_ids,
         max_grade=source.max_grade,
     )
+
+
+def _sha256(*tables: pd.DataFrame) -> str:
+    digest = hashlib.sha256()
+    for table in tables:
+        for name in table:
+            digest.update(json.dumps([name, table[name].tolist()]).encode())
+    return digest.hexdigest()
 
 
 def _texts(products: pd.DataFrame, build: Callable[[str, str], str]) -> list[str]:

@@ -1,4 +1,7 @@
-"""One rank of test_two_processes.py: train and write what this rank saw. Started by torchrun."""
+"""One rank of test_two_processes.py: train and write what this rank saw. Started by torchrun.
+
+Arguments: a folder, `full` or `lora`, and perhaps `fixed`, for completions that depend on nothing.
+"""
 
 import json
 import sys
@@ -6,7 +9,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from seq2seq_models import build_model, build_trainer, share_of_odd_tokens
+from seq2seq_models import build_model, build_trainer, sample_the_same, share_of_odd_tokens
 from torch import distributed
 
 
@@ -28,6 +31,8 @@ def main() -> None:
         per_device_train_batch_size=4,
         max_steps=3,
     )
+    if "fixed" in sys.argv:
+        trainer._sample = sample_the_same
     wrapped: list[str] = []
     score = trainer._score
     trainer._score = lambda model, *args: (
@@ -44,6 +49,9 @@ def main() -> None:
         "after": sum(p.double().sum().item() for p in trainer.model.parameters()),
         "completions": completions,
         "rewards": [entry["reward"] for entry in trainer.state.log_history if "reward" in entry],
+        "grad_norms": [e["grad_norm"] for e in trainer.state.log_history if "grad_norm" in e],
+        "losses": [e["loss"] for e in trainer.state.log_history if "loss" in e],
+        "parameters": [p.double().sum().item() for p in trainer.model.parameters()],
         "wrapped": wrapped,
     }
     (output / f"rank{rank}.json").write_text(json.dumps(report))
