@@ -6,7 +6,7 @@ python tests/reliability_page.py
 from pathlib import Path
 
 from bad_inputs import CASES
-from test_faults import KINDS, points
+from test_faults import KINDS, LOST, LOST_AT, points
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 # When each kind of fault was last seen to pass; it takes minutes, so CI leaves it out.
@@ -16,6 +16,8 @@ LAST_PASSED = {
     "interrupt": "2026-11-23",
     "exception": "2026-11-23",
     "full disk": "2026-11-23",
+    "worker": "2026-11-23",
+    "main process": "2026-11-23",
 }
 MACHINE = "AMD EPYC, 2 cores, torch 2.13.0"
 FAULTS = """
@@ -25,6 +27,24 @@ each time (`tests/test_faults.py`, marked slow, run by `make test-all`). The run
 with is the one of a job that was never stopped, byte for byte: models, queries, metrics and logs
 (times and the report apart). After a full disk every file that grows beyond 2,000 bytes stays half
 written.
+"""
+TWO_PROCESSES = """
+A job of two processes (`torchrun --nproc_per_node 2`) loses one of them by SIGKILL. The other ends
+too and the command fails, within three minutes, and the same command resumes to the run folder of
+two processes that lost nothing, byte for byte.
+"""
+FUZZING = """
+## Any file
+Files of every kind that is read are broken in random ways (cut, flipped, repeated, other encodings,
+deep nesting, values and columns of any type, texts of 200,000 letters): each is a data set or one
+line that says what is wrong, in seconds, and in memory that grows with the file
+(`tests/test_fuzzed_readers.py`, with hypothesis, more examples in the slow part; `make fuzz`, with
+atheris). Bounds: JSON as deep as Python reads it, YAML nested 50 times and without aliases, a
+Parquet file of no more than 8 rows a byte and 1,000 times its size, spelling variants looked for in
+queries of up to 200 letters. What is not bounded: a Parquet file may repeat one long text in every
+row, which takes as much memory as it says.
+"""
+LONG_RUNS = """
 """
 SECURITY = """
 ## Security
@@ -73,7 +93,12 @@ def page() -> str:
     passed = [f"| {kind} | {LAST_PASSED.get(kind, 'not yet run whole')} |" for kind in KINDS]
     table = "\n".join([f"| fault | last passed ({MACHINE}) |", "|---|---|", *passed, ""])
     places = ", ".join(f"`{place}`" for place in sorted(points()))
-    return f"{inputs}{FAULTS}\n{table}\nPoints: {places}\n{SECURITY}"
+    lost_at = ", ".join(f"`{place}`" for place in LOST_AT)
+    lost = [f"| {process} | {LAST_PASSED[process]} |" for process in LOST]
+    lost_table = "\n".join([f"| lost | last passed ({MACHINE}) |", "|---|---|", *lost, ""])
+    faults = f"{FAULTS}\n{table}\nPoints: {places}\n"
+    two = f"{TWO_PROCESSES}\n{lost_table}\nAt: {lost_at}\n"
+    return f"{inputs}{faults}{two}{FUZZING}{LONG_RUNS}{SECURITY}"
 
 
 if __name__ == "__main__":

@@ -454,6 +454,14 @@ def test_who_is_not_logged_in_hears_of_it_before_the_training(monkeypatch):
     assert take_hub_settings(args) == "hf_x"
 
 
+def test_rounds_whose_models_were_pruned_are_not_published(tmp_path, finished):
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert read_run(run).kept_rounds() == [0, 1, 2]
+    shutil.rmtree(run / "round_01" / "retriever")
+    shutil.rmtree(run / "round_01" / "generator")
+    assert read_run(run).kept_rounds() == [0, 2]
+
+
 def test_only_a_finished_run_is_published(tmp_path, finished):
     with pytest.raises(UserError, match=r"has no metrics\.json"):
         publish_run(tmp_path, "user/toy")

@@ -3,7 +3,8 @@
 Arguments: the kind of fault, a file that lists the points that had theirs, the job's own words. A
 point is a place in a stage: its begin, its first training step, its end (all is written, but under
 no final name). The exit status tells a job that ended (0) from one that met a fault. From a "full
-disk" on no file grows beyond 2,000 bytes: the next large one stays half written.
+disk" on no file grows beyond 2,000 bytes: the next large one stays half written. A "lost worker" is
+the second process of two, started by torchrun; every other fault hits the first, or only, process.
 """
 
 import os
@@ -23,6 +24,7 @@ from agr_trl.runtime import run_recipe
 FAULTS: dict[str, Callable[[], None]] = {
     "none": lambda: None,
     "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "lost worker": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "interrupt": lambda: _raise(KeyboardInterrupt()),
     "exception": lambda: _raise(RuntimeError("a fault")),
@@ -39,11 +41,12 @@ class Faults:
 
     def __init__(self, kind: str, had: Path) -> None:
         self.fault, self.had = FAULTS[kind], had
+        self.is_hit = os.environ.get("RANK", "0") == ("1" if kind == "lost worker" else "0")
         had.touch()
 
     def point(self, name: str) -> None:
         """Pass a point of the job."""
-        if name in self.had.read_text().splitlines():
+        if not self.is_hit or name in self.had.read_text().splitlines():
             return
         with self.had.open("a") as file:
             file.write(f"{name}\n")
