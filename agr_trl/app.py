@@ -23,6 +23,7 @@ from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
 from agr_trl.generator import load_generator, sample_queries
 from agr_trl.model_cards import RunRecord, read_run
+from agr_trl.query_files import read_queries
 from agr_trl.report import query_rows, read_if_there, verdict
 from agr_trl.report_text import reason_words
 from agr_trl.retriever import Retriever
@@ -251,7 +252,7 @@ class FinishedRun:
         """All queries that were written, in all rounds that have them."""
         numbers = [this["round"] for this in self.record.metrics["rounds"]]
         files = [self.record.round_folder(number) / QUERIES_FILE for number in numbers]
-        parts = [pd.read_parquet(file) for file in files if file.is_file()]
+        parts = [read_queries(file) for file in files if file.is_file()]
         columns = ["round", "query", "title", "reason", "accepted"]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 

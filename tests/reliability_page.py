@@ -61,15 +61,16 @@ content is not the published one (`tests/data/test_wands_download.py`); names of
 would be paths (`tests/test_arms.py`). No module of this package calls `eval`, `exec`, `pickle`,
 `torch.load` or a shell; a test reads the source for them.
 
-**Shown as text:** products, queries and names in reports (HTML), cards (Markdown,
-`tests/test_hub.py`), terminal output, logs and TRL's table of completions
+**Shown as text:** products, queries and names in reports (HTML), the app (`tests/test_app.py`),
+cards (Markdown, `tests/test_hub.py`), terminal output, logs and TRL's table of completions
 (`tests/test_seq2seq_trainer.py`): markup is escaped, control and bidirectional characters are
 written out. Nothing is written as CSV but the demo shop, so no cell is a formula. Parquet and JSON
 hold the texts as they were. Ids and texts of the data are never paths.
 
 **Tokens** of the Hub come from `hf auth login`, HF_TOKEN or `--hub_token`. They are in no file of a
 run, not even in a Trainer's `training_args.bin`, are blotted out in logs, errors and tracebacks,
-and an upload whose texts name one is refused. There is no server: reports are files.
+and an upload whose texts name one is refused. The app serves this machine alone unless told
+otherwise (`tests/test_app.py`); reports are files.
 
 **Dependencies:** `make audit` asks PyPI for known weaknesses of what is installed, and says so
 where it cannot.

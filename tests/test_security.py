@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from html_pages import Page
 from hub_server import TOKEN, hub_server
-from test_report import Page
 from toy_runs import (
     RECIPES,
     RETRIEVER,
