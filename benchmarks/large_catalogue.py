@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from inputs import write_inputs
+from measure import memory
 
 from agr_trl.config import SamplingArguments
 from agr_trl.data import load_relevance_dataset, stream_prompts
@@ -153,12 +154,6 @@ def as_table(rows: list[dict]) -> str:
         cells = [row["work"], f"{row['products']:,}", f"{1e3 * row['seconds'] / row['units']:.3f}"]
         lines.append(f"| {' | '.join([*cells, format(row['mib_more'], ',.0f'), others])} |")
     return "\n".join(lines)
-
-
-def memory(kind: str) -> float:
-    """Return this process's VmRSS (now) or VmHWM (at its peak) in MiB; Linux."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(kind))) / 1024
 
 
 if __name__ == "__main__":
