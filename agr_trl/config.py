@@ -807,6 +807,7 @@ def _take_config(arguments: list[str], recipe_file: str) -> tuple[Path, list[str
 # What PyYAML raises for files that it cannot read: its own errors, those of Python's conversions
 # (2001-13-45 is no date, too long an integer), and of a nesting that is too deep.
 MAX_NESTING = 50  # of YAML, whose parser takes time by the square of it
+MAX_VALUES = 100_000  # of YAML, those behind aliases counted wherever they are used
 YAML_ERRORS = (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError, RecursionError)
 
 
@@ -819,8 +820,8 @@ def _read_yaml(config_file: Path) -> dict[str, Any]:
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_NESTING:
                 raise ValueError(f"it is nested more than {MAX_NESTING} times")
-            if isinstance(event, yaml.AliasEvent):  # a few aliases can fill any memory
-                raise ValueError(f"`*{event.anchor}` is an alias; write the value itself there")
+        if _count_values(yaml.compose(text, yaml.SafeLoader), {}) > MAX_VALUES:
+            raise ValueError(f"it stands for more than {MAX_VALUES:,} values")
         values = yaml.safe_load(text)
         json.dumps(values, default=str)  # a number may have more digits than Python writes
     except YAML_ERRORS as error:
@@ -833,6 +834,32 @@ def _read_yaml(config_file: Path) -> dict[str, Any]:
             f"`{config_file}` holds a {type(values).__name__}; it must hold `key: value` lines"
         )
     return values
+
+
+def _count_values(node: yaml.Node | None, counts: dict[int, int]) -> int:
+    """Return how many values a document stands for: a few aliases of aliases can fill any memory.
+
+    `counts` remembers the nodes that were seen, 0 while inside. Raises `ValueError` for a value
+    that holds itself.
+    """
+    if id(node) not in counts:
+        counts[id(node)] = 0
+        inside: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for entry in inside for part in (entry if type(entry) is tuple else [entry])]
+        counts[id(node)] = 1 + sum(_count_values(part, counts) for part in parts)
+    elif not counts[id(node)]:
+        raise ValueError("a value holds an alias of itself")
+    return counts[id(node)]
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Return settings as YAML, in their order; a list that stands twice is written twice."""
+    return yaml.dump(values, Dumper=_WithoutAliases, sort_keys=False, allow_unicode=True)
+
+
+class _WithoutAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _values_by_section(

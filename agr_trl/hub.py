@@ -20,7 +20,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
 from httpx2 import HTTPError, TransportError
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
@@ -29,7 +28,7 @@ from transformers import TrainingArguments
 
 from agr_trl.adversarial import QUERIES_FILE, AdversarialRun
 from agr_trl.app import open_run, require_gradio, table_contents
-from agr_trl.config import HubArguments
+from agr_trl.config import HubArguments, as_yaml
 from agr_trl.errors import UserError
 from agr_trl.generator import ADAPTER_CONFIG, save_merged_generator
 from agr_trl.loading import PACKAGED_MINILM
@@ -343,7 +342,7 @@ def _space_files(
     if Path(scorer).is_dir():  # a model of this machine comes along
         config["reward"] = config["reward"] | {"relevance_model": "relevance_model"}
         files |= _files_below(Path(scorer), "relevance_model", MODEL_ENDINGS)
-    files["run/config.yaml"] = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
+    files["run/config.yaml"] = as_yaml(config).encode()
     return files
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-import yaml
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData, SpaceCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -23,6 +22,7 @@ from markupsafe import Markup
 
 from agr_trl import report_text
 from agr_trl.charts import Chart, round_charts, training_charts
+from agr_trl.config import as_yaml
 from agr_trl.errors import UserError
 from agr_trl.loading import PACKAGED_MINILM
 from agr_trl.query_files import read_queries
@@ -326,7 +326,7 @@ def _card(
             rounds=round_rows(run.metrics) if run.metrics.get("rounds") else [],
             tables=_tables(run),
             samples=_samples(run),
-            config=fenced(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True), "yaml"),
+            config=fenced(as_yaml(run.config), "yaml"),
             relatives={
                 name: Markup(repo_id.rsplit("-", 1)[0] + f"-{name}")
                 for name in ("retriever", "generator", "queries")

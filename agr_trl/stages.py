@@ -21,6 +21,7 @@ from agr_trl.config import (
     LoraArguments,
     Recipe,
     RewardArguments,
+    as_yaml,
 )
 from agr_trl.data import RelevanceDataset, load_relevance_dataset
 from agr_trl.errors import UserError
@@ -177,7 +178,7 @@ def begin_run_folder(
         "processes": PartialState().num_processes,
     }
     config_file, state_file = folder / "config.yaml", folder / "run.json"
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    text = as_yaml(settings)
     is_same = False
     if config_file.is_file() and state_file.is_file():
         refuse_other_settings(config_file, settings, free)

@@ -11,12 +11,11 @@ the same command with `--num_shards 2 --shard_index 0` (and 1).
 
 from pathlib import Path
 
-import yaml
-
 from agr_trl.config import (
     DataArguments,
     QueryFileArguments,
     RunArguments,
+    as_yaml,
     parse_recipe,
 )
 from agr_trl.data import files_fingerprint, stream_prompts
@@ -58,7 +57,7 @@ def main() -> None:
         refuse_other_settings(settings_file, settings)
     wait_for_everyone()
     if is_main_process():
-        write_text(settings_file, yaml.safe_dump(settings, sort_keys=False))
+        write_text(settings_file, as_yaml(settings))
 
     # 2. Write, each process its chunks
     paths = write_query_files(

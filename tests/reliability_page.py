@@ -39,7 +39,7 @@ Files of every kind that is read are broken in random ways (cut, flipped, repeat
 deep nesting, values and columns of any type, texts of 200,000 letters): each is a data set or one
 line that says what is wrong, in seconds, and in memory that grows with the file
 (`tests/test_fuzzed_readers.py`, with hypothesis, more examples in the slow part; `make fuzz`, with
-atheris). Bounds: JSON as deep as Python reads it, YAML nested 50 times and without aliases, a
+atheris). Bounds: JSON as deep as Python reads it, YAML nested 50 times and of 100,000 values, a
 Parquet file of no more than 8 rows a byte and 1,000 times its size, spelling variants looked for in
 queries of up to 200 letters. What is not bounded: a Parquet file may repeat one long text in every
 row, which takes as much memory as it says.

@@ -205,12 +205,19 @@ def test_unknown_arms_and_metrics_are_refused(shop, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def write_round_queries(run, queries):
+    """Write the queries of round 1 with the columns that do not matter here."""
+    others = {"product_id": "p", "title": "chair", "document": "chair", "reason": "", "round": 1}
+    columns = others | {"probability": 0.5, "relevance": 0.5} | dict(queries)
+    pd.DataFrame(columns).to_parquet(run.round_folder(1) / "queries.parquet")
+
+
 def test_at_most_the_stated_number_of_accepted_queries_teaches(shop, tmp_path):
     config = write_loop_config(tmp_path / "run.yaml", shop, synthetic_queries_per_round=3)
     run = build_run(config, tmp_path / "run")
     run.round_folder(1).mkdir(parents=True)
     queries = pd.DataFrame({"query": list("abcdefgh"), "accepted": [True] * 6 + [False] * 2})
-    queries.to_parquet(run.round_folder(1) / "queries.parquet")
+    write_round_queries(run, queries)
     capped = run._accepted(1)
     assert len(capped) == 3 and capped["accepted"].all()
     assert capped.equals(run._accepted(1))
@@ -232,7 +239,7 @@ def test_the_hardest_are_those_furthest_from_their_label(shop, tmp_path):
             "relevance": [0.9, 0.6, 0.9, 0.8, 0.9],
         }
     )
-    queries.to_parquet(run.round_folder(1) / "queries.parquet")
+    write_round_queries(run, queries)
     assert run._accepted(1)["query"].tolist() == ["d", "b"]  # against the label 1
     # Against soft labels a sure retriever may be the one that is wrong: KL(.5 || .9) = .511 for a,
     # KL(.5 || .2) = .223 for b, .020 for c, and d is 0.

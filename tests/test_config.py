@@ -18,6 +18,7 @@ from agr_trl.config import (
     RunArguments,
     SamplingArguments,
     WarmUpArguments,
+    as_yaml,
     parse_recipe,
 )
 from agr_trl.errors import UserError
@@ -137,6 +138,7 @@ def test_a_dictionary_goes_to_the_library_that_reads_it(tmp_path):
         ("seed: 1", [], "required: --output_dir"),
         ("- a", [], "holds a list"),
         ("a: [", [], "is not valid YAML"),
+        ("output_dir: &a [*a]", [], "a value holds an alias of itself"),
     ],
 )
 def test_wrong_settings_are_one_line(text, argv, message, tmp_path, capsys):
@@ -145,6 +147,22 @@ def test_wrong_settings_are_one_line(text, argv, message, tmp_path, capsys):
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_yaml_may_use_anchors_within_bounds(tmp_path):
+    recipe = parse(tmp_path, "output_dir: &name out\ndataset_path: *name")
+    assert recipe[""].values["dataset_path"] == "out"
+    # Ten times a list of 10,000 values, and the lists themselves.
+    text = f"first: &first [{', '.join('1' * 10_000)}]\nall: [{', '.join(['*first'] * 9)}]"
+    with pytest.raises(UserError, match="stands for more than 100,000 values"):
+        parse(tmp_path, text)
+
+
+def test_what_is_written_has_no_alias():
+    weights = [1.0, 0.0]
+    text = as_yaml({"first": weights, "second": {"third": weights}})
+    assert "&" not in text and "*" not in text
+    assert yaml.safe_load(text) == {"first": weights, "second": {"third": weights}}
 
 
 def test_a_missing_config_file_is_named(tmp_path):

@@ -28,7 +28,10 @@ from toy_runs import (
 from agr_trl.runtime import run_recipe, start, terminal_text
 
 SOURCES = sorted(
-    path for name in ("agr_trl", "recipes", "benchmarks") for path in (ROOT / name).rglob("*.py")
+    path
+    for name in ("agr_trl", "recipes", "benchmarks")
+    for path in (ROOT / name).rglob("*.py")
+    if ".environments" not in path.parts  # of the peers that benchmarks/run.py compares with
 )
 # What runs code that a file or a text brings along.
 FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy"}
