@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
     GenerationConfig,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
@@ -39,6 +40,7 @@ from agr_trl.loading import (
     resolve_model_name,
 )
 from agr_trl.runtime import progress
+from agr_trl.sampling import GREEDY, Sampler
 from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout, refuse_sharding
 from agr_trl.small_models import build_small_t5
 
@@ -274,10 +276,7 @@ def sample_queries(
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     count = settings.queries_per_product
     generation = GenerationConfig(
-        do_sample=True,
-        top_k=0,
-        top_p=1.0,
-        temperature=settings.sampling_temperature,
+        **GREEDY,
         max_new_tokens=settings.max_query_tokens,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -304,6 +303,7 @@ def sample_queries(
                     **batch.to(model.device),
                     decoder_input_ids=prefix.expand(len(rows), -1),
                     generation_config=generation,
+                    logits_processor=LogitsProcessorList([Sampler(settings.sampling_temperature)]),
                 )
             texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
             for row, text in zip(rows, texts, strict=True):

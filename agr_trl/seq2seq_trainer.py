@@ -30,7 +30,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -44,6 +43,7 @@ from trl.trainer.utils import pad, selective_log_softmax, selective_log_softmax_
 from agr_trl.encode_once import encode_once
 from agr_trl.errors import UserError
 from agr_trl.report_text import visible
+from agr_trl.sampling import GREEDY, Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -148,37 +148,6 @@ def _until_end(tokens: Tensor, eos_token_ids: list[int]) -> list[list[int]]:
     is_end = torch.isin(tokens, torch.tensor(eos_token_ids, device=tokens.device))
     is_before_end = is_end.cumsum(1) - is_end.long() == 0
     return [row[keep].tolist() for row, keep in zip(tokens.cpu(), is_before_end.cpu(), strict=True)]
-
-
-class SampledLogProbabilities(LogitsProcessor):
-    """Look up the log-probability of each token that `generate` draws, in nats.
-
-    It is handed the logits of a step before the token is drawn, and sees the token at the next
-    step; so one step's logits are held at a time, not (B, C, V) of them. Changes no score.
-    """
-
-    def __init__(self, temperature: float) -> None:
-        self._temperature = temperature
-        self._logits: Tensor | None = None
-        self._logps: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Take the raw logits (B, V) that follow `input_ids`, and return them."""
-        self._look_up(input_ids)
-        self._logits = scores
-        return scores
-
-    def of(self, tokens: Tensor) -> Tensor:
-        """Return (B, C) for what `generate` returned; what follows a row's end is meaningless."""
-        self._look_up(tokens)
-        return torch.stack(self._logps, dim=1)
-
-    def _look_up(self, tokens: Tensor) -> None:
-        if self._logits is not None:
-            drawn = tokens[:, -1:]
-            logits = self._logits[:, None]
-            logps = selective_log_softmax(logits, drawn, temperature=self._temperature)
-            self._logps.append(logps[:, 0])
 
 
 def refuse_sharding(args: TrainingArguments | None = None) -> None:
@@ -376,6 +345,7 @@ class _Seq2SeqMixin:
         self.max_prompt_tokens = max_prompt_tokens
         self._decoder_prefix = decoder_prefix(base)
         self.generation_config.decoder_start_token_id = self._decoder_prefix[0]
+        self.generation_config.update(**GREEDY)  # tokens are drawn by `Sampler`
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as TRL does, with control characters of the texts written out: rich prints them."""
@@ -407,7 +377,7 @@ class _Seq2SeqMixin:
         input_ids = pad(rows, padding_value=self._tokenizer.pad_token_id, **padding)  # (B, P)
         attention_mask = pad([torch.ones_like(row) for row in rows], padding_value=0, **padding)
         prefix = input_ids.new_tensor(self._decoder_prefix).expand(len(rows), -1)  # (B, D)
-        logps = SampledLogProbabilities(self.temperature)
+        sampler = Sampler(self.temperature)
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -425,13 +395,13 @@ class _Seq2SeqMixin:
                 decoder_input_ids=prefix,
                 decoder_attention_mask=torch.ones_like(prefix),
                 generation_config=self.generation_config,
-                logits_processor=LogitsProcessorList([logps]),
+                logits_processor=LogitsProcessorList([sampler]),
             )  # (B, D + C)
         completions = _until_end(tokens[:, prefix.size(1) :], self.eos_token_ids)
         is_full_precision = self.model.dtype == torch.float32
         if not is_full_precision or self.accelerator.mixed_precision != "no":
             return completions, None
-        return completions, logps.of(tokens)
+        return completions, sampler.log_probabilities
 
     def _get_per_token_logps_and_entropies(
         self,
