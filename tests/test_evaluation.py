@@ -78,6 +78,9 @@ def test_ece_worked_by_hand() -> None:
     # (low, high]: .5 of two bins belongs to the lower one, with .1.
     found = expected_calibration_error(np.array([0.1, 0.5]), np.array([0.0, 1.0]), num_bins=2)
     assert found == pytest.approx(abs(0.5 - 0.3))
+    # .04 in the first bin (0, .067] and .1 in the second are apart: gaps .96 and -.1.
+    found = expected_calibration_error(np.array([0.04, 0.1]), np.array([1.0, 0.0]))
+    assert found == pytest.approx((0.96 + 0.1) / 2)
     calibrated = np.full(10, 0.3)
     assert expected_calibration_error(calibrated, np.arange(10) < 3) == pytest.approx(0)
 
@@ -151,6 +154,16 @@ def test_relevant_grade_moves_all_but_the_gains() -> None:
     assert found.loc["q1", "ndcg@10"] == both.loc["q1", "ndcg@10"]
     with pytest.raises(UserError, match="`relevant_grade` is 0"):
         ranking_per_query(SCORES, JUDGEMENTS, relevant_grade=0)
+    # Of grades 2 (rank 1) and 3 (rank 2) only the second is relevant from 3 on.
+    judgements = pd.DataFrame({"query_id": "q", "product_id": ["a", "b"], "grade": [2, 3]})
+    scores = judgements[["query_id", "product_id"]].assign(score=[2.0, 1.0])
+    assert ranking_per_query(scores, judgements, relevant_grade=3).loc["q", "mrr@10"] == 0.5
+
+
+def test_without_any_score_every_query_counts_0() -> None:
+    found = ranking_per_query(SCORES.head(0), JUDGEMENTS)
+    assert found.index.name == "query_id" and found.columns.tolist() == list(RANKING_METRICS)
+    assert found.to_numpy().tolist() == [[0.0] * 4] * 2
 
 
 def test_cutoffs() -> None:
@@ -323,6 +336,15 @@ def test_evaluation_worked_by_hand() -> None:
     expected = ((3 + 1 / math.log2(4)) / ideal + 1) / 2
     assert found["bm25/judged/ndcg@10"] == pytest.approx(expected)
     assert json.loads(json.dumps(found)) == found
+
+
+def test_scored_pairs_keep_their_texts() -> None:
+    dataset = shop()
+    pairs = score_candidates(Retriever(), dataset, "dev", BM25Index(dataset.documents)).pairs
+    query_of = dataset.queries.set_index("query_id")["query"]
+    document_of = dict(zip(dataset.products["product_id"], dataset.documents, strict=True))
+    assert pairs["query"].tolist() == [query_of[query_id] for query_id in pairs["query_id"]]
+    assert pairs["document"].tolist() == [document_of[name] for name in pairs["product_id"]]
 
 
 def test_groups_without_blend_weight_and_without_ids() -> None:
