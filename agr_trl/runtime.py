@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -97,6 +98,8 @@ def start(seed: int) -> None:
     sys.excepthook = _show_traceback
     logging.getLogger("agr_trl").setLevel(level)
     transformers.utils.logging.set_verbosity_error()
+    # TRL 1.16 asks models by the name that transformers 5 has deprecated, at every step.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     if not shows_progress():
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()

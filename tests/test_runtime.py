@@ -182,12 +182,14 @@ def test_a_failing_recipe_is_named(monkeypatch, tmp_path):
 
 
 START = """
-import json, logging, sys, random
+import json, logging, sys, random, warnings
 from agr_trl.runtime import run_recipe, start
 
 def main():
     start(3)
     levels = [logging.getLogger(name).getEffectiveLevel() for name in ("agr_trl", "other")]
+    warnings.warn("`is_gradient_checkpointing` is deprecated and will be removed", FutureWarning)
+    warnings.warn("`something_else` is deprecated", FutureWarning)
     print(json.dumps([levels, random.random()]))
 
 run_recipe(main)
@@ -202,6 +204,9 @@ def test_start_seeds_and_logs():
     levels, number = json.loads(answer.stdout)
     assert levels == [20, 30] and number == pytest.approx(0.23796, abs=1e-5)  # Random(3)
     assert "1 process(es), commit" in answer.stderr
+    # What TRL brings about at every step is hushed, and nothing else.
+    assert "`something_else` is deprecated" in answer.stderr
+    assert "is_gradient_checkpointing" not in answer.stderr
 
 
 def test_start_refuses_processes_that_do_not_work_together(monkeypatch):
