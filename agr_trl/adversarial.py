@@ -191,11 +191,15 @@ class AdversarialRun:
         """
         self._begin()
         folder = self.round_folder(1)
-        self._stage(folder / "generator", self.seed * 1_000 + 10, self._train_generator, 1)
+        self._stage(folder / "generator", self._stage_seed(1), self._train_generator, 1)
         return folder / "generator_log.json"
 
+    def _stage_seed(self, number: int) -> int:
+        """Return the seed of a round's first stage; the others count on from it."""
+        return self.seed * 1_000 + number * 10
+
     def _run_round(self, number: int, folder: Path) -> None:
-        stage_seed = self.seed * 1_000 + number * 10
+        stage_seed = self._stage_seed(number)
         source = self._query_source(number)
         if not number:
             self._check_models()

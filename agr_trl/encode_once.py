@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
 @contextmanager
-def encode_once(model: PreTrainedModel) -> Iterator[None]:
+def encode_once(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Let an encoder-decoder encode distinct rows only, inside this context; callers see all rows.
 
     The G completions of a group share their prompt, so of B rows only B / G differ. The encoder

@@ -40,7 +40,7 @@ from agr_trl.loading import (
     resolve_model_name,
 )
 from agr_trl.runtime import progress
-from agr_trl.sampling import GREEDY, Sampler
+from agr_trl.sampling import GREEDY, Sampler, blank_generation_config
 from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout, refuse_sharding
 from agr_trl.small_models import build_small_t5
 
@@ -286,8 +286,7 @@ def sample_queries(
     encoded = tokenizer(list(prompts), truncation=True, max_length=max_prompt_tokens)["input_ids"]
     order = sorted(range(len(prompts)), key=lambda row: len(encoded[row]))
     queries: list[list[str]] = [[] for _ in prompts]
-    own, was_training = base.generation_config, model.training
-    base.generation_config = GenerationConfig()
+    was_training = model.training
     model.eval()
     try:
         size = settings.sampling_batch_size
@@ -298,7 +297,7 @@ def sample_queries(
             batch = tokenizer.pad(
                 {"input_ids": [encoded[row] for row in rows]}, return_tensors="pt"
             )
-            with encode_once(base):
+            with blank_generation_config(model), encode_once(model):
                 tokens = model.generate(
                     **batch.to(model.device),
                     decoder_input_ids=prefix.expand(len(rows), -1),
@@ -309,7 +308,6 @@ def sample_queries(
             for row, text in zip(rows, texts, strict=True):
                 queries[row].append(text.strip())
     finally:
-        base.generation_config = own
         model.train(was_training)
     return queries
 

@@ -1,8 +1,12 @@
 """Draw tokens from the plain softmax at a temperature, and remember how likely each was."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from peft import PeftModel
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 # What `generate` is told when a `Sampler` draws.
 GREEDY = {"do_sample": False, **dict.fromkeys(("temperature", "top_k", "top_p", "min_p"))}
@@ -40,3 +44,19 @@ class Sampler(LogitsProcessor):
         What stands behind a row's end was drawn too, and dropped by `generate`.
         """
         return torch.cat(self._logps, dim=1)
+
+
+@contextmanager
+def blank_generation_config(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Hide the checkpoint's generation settings: `generate` fills every unset one from them.
+
+    BART brings 4 beams, `no_repeat_ngram_size`, `min_length` and a forced EOS. They come back on
+    leaving, so a saved model keeps its own.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    own = base.generation_config
+    base.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own

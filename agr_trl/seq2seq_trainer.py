@@ -43,7 +43,7 @@ from trl.trainer.utils import pad, selective_log_softmax, selective_log_softmax_
 from agr_trl.encode_once import encode_once
 from agr_trl.errors import UserError
 from agr_trl.report_text import visible
-from agr_trl.sampling import GREEDY, Sampler
+from agr_trl.sampling import GREEDY, Sampler, blank_generation_config
 
 logger = logging.getLogger(__name__)
 
@@ -105,21 +105,6 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if isinstance(value, float) and "drop" in name:
                 setattr(module, name, 0.0)
-
-
-@contextmanager
-def _blank_generation_config(model: PreTrainedModel) -> Iterator[None]:
-    """Hide the checkpoint's generation settings: `generate` fills every unset one from them.
-
-    BART brings 4 beams, `no_repeat_ngram_size`, `min_length` and a forced EOS. They come back on
-    leaving, so a saved model keeps its own.
-    """
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 @contextmanager
@@ -385,8 +370,8 @@ class _Seq2SeqMixin:
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
             torch.no_grad(),
-            _blank_generation_config(model.get_base_model() if is_peft_model(model) else model),
-            encode_once(model.get_base_model() if is_peft_model(model) else model),
+            blank_generation_config(model),
+            encode_once(model),
             self.accelerator.autocast(),  # sampled in the precision that it is scored in
         ):
             tokens = model.generate(
@@ -426,9 +411,7 @@ class _Seq2SeqMixin:
             return sampled * attention_mask[:, -logits_to_keep:], None, None
         prompt_tokens = input_ids.size(1) - logits_to_keep
         rows = torch.stack([input_ids, attention_mask], dim=1)  # (B, 2, P + C)
-        base = self.accelerator.unwrap_model(model)
-        base = base.get_base_model() if is_peft_model(base) else base
-        with encode_once(base), self.accelerator.autocast():
+        with encode_once(self.accelerator.unwrap_model(model)), self.accelerator.autocast():
             scores = []
             for chunk in rows.split(batch_size or len(rows)):
                 prompts, completions = chunk.tensor_split([prompt_tokens], dim=2)
