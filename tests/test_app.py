@@ -29,6 +29,7 @@ from browser import (
 from hub_server import TOKEN, hub_server
 from huggingface_hub import ModelCard
 from scipy.special import expit
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -309,15 +310,28 @@ class AppPage:
         self.wait("#query textarea, #query input")
         return self
 
+    def until(self, look):
+        """Return what `look` returns as soon as it is something; what is drawn anew is no error."""
+        patient = WebDriverWait(
+            self.browser, 60, ignored_exceptions=[StaleElementReferenceException]
+        )
+        return patient.until(lambda _: look())
+
     def wait(self, selector):
         """Return what fits a selector as soon as something does."""
-        return WebDriverWait(self.browser, 60).until(
-            lambda browser: browser.find_elements(By.CSS_SELECTOR, selector)
-        )
+        return self.until(lambda: self.browser.find_elements(By.CSS_SELECTOR, selector))
 
     def wait_text(self, selector, text):
-        """Wait until a text is read in a place."""
-        WebDriverWait(self.browser, 60).until(lambda _: text in self.text(selector))
+        """Return the first that fits a selector and reads as wanted.
+
+        What fades in has no text to a reader before it is seen.
+        """
+
+        def find():
+            found = self.browser.find_elements(By.CSS_SELECTOR, selector)
+            return next((element for element in found if text in element.text), None)
+
+        return self.until(find)
 
     def text(self, selector):
         return self.browser.find_element(By.CSS_SELECTOR, selector).text
@@ -338,12 +352,7 @@ class AppPage:
 
     def choose(self, box, option):
         self.browser.find_element(By.CSS_SELECTOR, f"{box} input").click()
-        self.wait(f"{box} [role=option]")
-        for item in self.browser.find_elements(By.CSS_SELECTOR, "[role=option]"):
-            if item.text.strip().lstrip("✓ ").startswith(option):
-                item.click()
-                return
-        raise AssertionError(f"no option {option}")
+        self.wait_text(f"{box} [role=option]", option).click()
 
     def is_hacked(self):
         return self.browser.execute_script("return window.hacked === 1")
@@ -439,7 +448,7 @@ def test_hostile_texts_are_shown_and_do_nothing(page):
     assert page.text("#card").count(shown) == 2  # title and description
     assert "\u202e" not in page.browser.page_source and "\x1b" not in page.browser.page_source
     page.browser.find_element(By.CSS_SELECTOR, "#product input").click()
-    assert shown[:60] in page.wait("#product [role=option]")[0].text
+    page.wait_text("#product [role=option]", shown[:60])
     page.browser.find_element(By.ID, "attack").click()
     page.wait("#attacks table")
     page.tab("Rounds")
