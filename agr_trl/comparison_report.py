@@ -1,4 +1,4 @@
-"""Tell what a comparison of arms found: one HTML page of its evidence.json."""
+"""Tell what a comparison of arms found: one HTML page of its evidence.json, and one picture."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +26,7 @@ SUBJECT = "adversarial"
 LEVEL = 0.05  # of p after Holm
 SHOWN_QUERIES = 5  # with the largest wins, and as many with the largest losses
 SHOWN_CHARACTERS = 220  # of a document
+PANEL, GAP, MARGIN, HEAD = 470, 32, 20, 64  # of the picture, in pixels
 ARMS = {
     "bm25": ("BM25", "words only, no training"),
     "cosine": ("cosine of S", "no retriever training"),
@@ -83,10 +84,10 @@ SHARED_WORDS = ("S", "accepted", "truly relevant", "cosine of S")
 
 
 def write_comparison_report(folder: Path) -> Path:
-    """Write `report.html` into the folder of a comparison and return its path.
+    """Write `report.html` and `arms.svg` into the folder of a comparison; return the page's path.
 
-    The page is self-contained: no script, no request. Raises `UserError` where the folder holds no
-    evidence.
+    Both are self-contained: no script, no request. The picture is for a README. Raises `UserError`
+    where the folder holds no evidence.
     """
     if not (folder / "evidence.json").is_file():
         raise UserError(
@@ -94,7 +95,25 @@ def write_comparison_report(folder: Path) -> Path:
         )
     page = page_environment().get_template("comparison.html.j2").render(comparison_content(folder))
     write_text(folder / "report.html", page)
+    write_text(folder / "arms.svg", arms_picture(read_json(folder / "evidence.json")))
     return folder / "report.html"
+
+
+def arms_picture(evidence: Evidence) -> str:
+    """Return the arms and their differences side by side as one SVG file."""
+    forests = _forests(evidence)
+    panels = [(one, MARGIN + place * (PANEL + GAP)) for place, one in enumerate(forests)]
+    return (
+        page_environment()
+        .get_template("forests.svg.j2")
+        .render(
+            panels=panels,
+            panel_width=PANEL,
+            top=HEAD,
+            width=2 * MARGIN + len(forests) * (PANEL + GAP) - GAP,
+            height=HEAD + max(one.height for one in forests) + MARGIN,
+        )
+    )
 
 
 def comparison_content(folder: Path) -> dict[str, Any]:
@@ -121,7 +140,7 @@ def comparison_content(folder: Path) -> dict[str, Any]:
         "strongest": strongest_control(evidence),
         "sentences": sentences(evidence),
         "facts": _facts(evidence),
-        "forests": [_forest_of_arms(evidence), *_forest_of_differences(evidence)],
+        "forests": _forests(evidence),
         "rows": rows,
         "columns": _columns(rows, evidence["primary_metric"]),
         "tests": [
@@ -312,6 +331,10 @@ def interval(low: float | None, high: float | None, is_signed: bool = False) -> 
         return ""
     write = report_text.signed if is_signed else report_text.number
     return f"[{write(low)}, {write(high)}]"
+
+
+def _forests(evidence: Evidence) -> list[Forest]:
+    return [_forest_of_arms(evidence), *_forest_of_differences(evidence)]
 
 
 def _forest_of_arms(evidence: Evidence) -> Forest:

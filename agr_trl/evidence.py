@@ -526,18 +526,28 @@ def _defined(value: float) -> float | None:
 
 
 def evidence_table(evidence: Mapping[str, Any]) -> str:
-    """Return the evidence as plain text: a row per arm, differences of `adversarial` from it.
+    """Return the evidence as text: what was compared, two tables in Markdown, the alarms."""
+    seeds, folds = len(evidence["seeds"]), evidence["folds"]
+    head = (
+        f"{evidence['dataset']}: {evidence['queries']} queries, {evidence['pairs']} judged pairs, "
+        f"{seeds} seed{'s' * (seeds != 1)}, {folds} folds, {evidence['resamples']} resamples"
+    )
+    alarms = [f"alarm: {sentence}" for sentence in evidence["alarms"]]
+    tables = [primary_table(evidence), _other_metrics_table(evidence)]
+    return "\n\n".join([head, *tables, *alarms])
+
+
+def primary_table(evidence: Mapping[str, Any]) -> str:
+    """Return the primary metric of each arm and `adversarial`'s differences from it, in Markdown.
 
     "–" stands where there is no value, or nothing to compare.
     """
-    primary, arms = evidence["primary_metric"], evidence["arms"]
+    primary = evidence["primary_metric"]
     tests = evidence["tests"] | evidence["ablations"]
-    others = list(dict.fromkeys(m for own in arms.values() for m in own if m != primary))
-    heads = [metric_name(primary), "95 % interval", f"{TESTED} -", "p", "p (Holm)"]
-    lines = [["", *heads, *map(metric_name, others)]]
-    for arm, own in arms.items():
+    rows = [["arm", metric_name(primary), "95 % interval", f"{TESTED} −", "p", "p (Holm)"]]
+    for arm, own in evidence["arms"].items():
         value, test = own.get(primary, {}), tests.get(arm, {})
-        lines.append(
+        rows.append(
             [
                 arm,
                 number(value.get("mean")),
@@ -545,17 +555,24 @@ def evidence_table(evidence: Mapping[str, Any]) -> str:
                 signed(test.get("difference")),
                 number(test.get("p")),
                 number(test.get("p_holm")),
-                *(number(own.get(metric, {}).get("mean")) for metric in others),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = [
-        "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]).rstrip()
-        for first, *rest in lines
-    ]
-    seeds, folds = len(evidence["seeds"]), evidence["folds"]
-    head = (
-        f"{evidence['dataset']}: {evidence['queries']} queries, {evidence['pairs']} judged pairs, "
-        f"{seeds} seed{'s' * (seeds != 1)}, {folds} folds, {evidence['resamples']} resamples"
-    )
-    return "\n".join([head, *table, *(f"alarm: {sentence}" for sentence in evidence["alarms"])])
+    return _markdown_table(rows)
+
+
+def _other_metrics_table(evidence: Mapping[str, Any]) -> str:
+    arms = evidence["arms"]
+    metrics = dict.fromkeys(metric for own in arms.values() for metric in own)
+    others = [metric for metric in metrics if metric != evidence["primary_metric"]]
+    rows = [["arm", *map(metric_name, others)]]
+    for arm, own in arms.items():
+        rows.append([arm, *(number(own.get(metric, {}).get("mean")) for metric in others)])
+    return _markdown_table(rows)
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows, of which the first is the head, with all columns but the first at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [padded[0], rule, *padded[1:]])

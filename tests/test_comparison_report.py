@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -262,6 +263,23 @@ def test_comparison_page_asks_nobody_and_runs_nothing(tmp_path: Path) -> None:
     source = (folder / "report.html").read_text(encoding="utf-8")
     assert "http://" not in source and "https://" not in source
     assert "@import" not in source and "url(" not in source
+
+
+def test_the_picture_of_the_arms_stands_alone(tmp_path: Path) -> None:
+    """As well-formed XML with both forests, their marks inside, and no word of another file."""
+    write_comparison_report(make_folder(tmp_path / "run", make_evidence()))
+    picture = ElementTree.parse(tmp_path / "run" / "arms.svg").getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    assert "adversarial 0.741 [0.719, 0.765]" in picture.findtext(f"{space}title", "")
+    arms, differences = picture.findall(f"{space}svg")
+    assert len(arms.findall(f"{space}circle")) == 8
+    assert len(differences.findall(f"{space}circle")) == 5
+    for panel in (arms, differences):
+        for start, size in (("x", "width"), ("y", "height")):
+            end = float(panel.get(start, "")) + float(panel.get(size, ""))
+            assert end <= float(picture.get(size, ""))
+    text = (tmp_path / "run" / "arms.svg").read_text()
+    assert "var(--" not in text and "href" not in text and "<script" not in text
 
 
 def test_every_chart_has_its_text(tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ import pytest
 
 from agr_trl.config import ARMS
 from agr_trl.errors import UserError
-from agr_trl.evidence import Part, _disagreement, alarms, build_evidence, evidence_table
+from agr_trl.evidence import (
+    Part,
+    _disagreement,
+    alarms,
+    build_evidence,
+    evidence_table,
+    primary_table,
+)
 from agr_trl.runtime import write_json
 
 CONTROLS = [arm for arm in ARMS if arm != "adversarial"]
@@ -375,24 +382,28 @@ def test_the_same_files_give_the_same_evidence(pairs_run: Path, on_pairs: dict[s
     assert build(pairs_run, "pr_auc") == on_pairs
 
 
-def test_the_table(on_pairs: dict[str, Any]) -> None:
-    lines = evidence_table(on_pairs).splitlines()
-    assert lines[0] == "toy: 4 queries, 8 judged pairs, 2 seeds, 2 folds, 300 resamples"
-    assert lines[1].split()[:4] == ["PR-AUC", "95", "%", "interval"]
-    cells = {line.split()[0]: line.split()[1:] for line in lines[2:-1]}
-    assert list(cells) == ["bm25", "cosine", *ARMS]
-    assert cells["warm_up_generator"][:6] == [
-        "0.500",
-        "[0.500,",
-        "0.500]",
-        "+0.500",
-        "0.125",
-        "0.625",
-    ]
-    assert cells["adversarial"][:6] == ["1.000", "[1.000,", "1.000]", "–", "–", "–"]
-    assert cells["bm25"][-3:] == ["1.000", "–", "–"]  # ROC-AUC, no ECE, no log loss
-    assert lines[-1].startswith("alarm: relevance_only")
-    assert len({len(line) for line in lines[1:-1]}) == 1  # columns end at one place
+def test_the_tables(on_pairs: dict[str, Any]) -> None:
+    head, tests, others, alarm = evidence_table(on_pairs).split("\n\n")
+    assert head == "toy: 4 queries, 8 judged pairs, 2 seeds, 2 folds, 300 resamples"
+    assert tests == primary_table(on_pairs)
+    cells = table_cells(tests)
+    assert cells["arm"] == ["PR-AUC", "95 % interval", "adversarial −", "p", "p (Holm)"]
+    assert list(cells)[2:] == ["bm25", "cosine", *ARMS]
+    assert cells["warm_up_generator"] == ["0.500", "[0.500, 0.500]", "+0.500", "0.125", "0.625"]
+    assert cells["adversarial"] == ["1.000", "[1.000, 1.000]", "–", "–", "–"]
+    cells = table_cells(others)
+    assert cells["arm"] == ["ROC-AUC", "ECE", "log loss"]
+    assert cells["bm25"] == ["1.000", "–", "–"]
+    assert alarm.startswith("alarm: relevance_only")
+
+
+def table_cells(table: str) -> dict[str, list[str]]:
+    """Return the cells of a Markdown table by its first column; columns end at one place."""
+    lines = table.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert set("".join(rows[1])) == {"-", ":"}
+    return {first: rest for first, *rest in rows}
 
 
 # ------------------------------------------------------------------------------ what is refused
