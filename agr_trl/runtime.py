@@ -1,5 +1,6 @@
 """What every recipe needs around its work: logging, processes, seeds, files, errors as one line."""
 
+import errno
 import json
 import logging
 import os
@@ -40,7 +41,8 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # what the Hub hands out
 def run_recipe(main: Callable[[], None]) -> None:
     """Run a recipe's `main`; a `UserError` becomes one line on stderr and exit status 2.
 
-    An interrupt says that a rerun resumes and exits with 130, the shell's code for SIGINT.
+    So does a full disk. An interrupt exits with 130, the shell's code for SIGINT. Both say that a
+    rerun resumes.
     """
     try:
         main()
@@ -50,6 +52,27 @@ def run_recipe(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command continues from the last finished step\n")
         raise SystemExit(130) from None
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        sys.stderr.write(
+            "error: no space is left on the disk; free some, and the same command continues from "
+            f"the last finished step ({terminal_text(' '.join(str(error).split()))})\n"
+        )
+        raise SystemExit(2) from None
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, says that no space is left.
+
+    safetensors and pyarrow raise errors of their own, which only their words tell apart.
+    """
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def terminal_text(text: str) -> str:

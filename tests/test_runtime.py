@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from toy_runs import subprocess_environment
 
 from agr_trl import runtime
@@ -43,6 +45,34 @@ def test_an_interrupt_says_how_to_go_on(capsys):
         run_recipe(fail(KeyboardInterrupt()))
     assert caught.value.code == 130
     assert "the same command continues" in capsys.readouterr().err
+
+
+def chained(error, cause):
+    error.__context__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        chained(RuntimeError("unexpected pos 576"), OSError(errno.ENOSPC, "full")),  # torch.save
+    ],
+    ids=["disk", "quota", "safetensors", "torch"],
+)
+def test_a_full_disk_is_one_line(error, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_recipe(fail(error))
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: no space is left on the disk; free some, and the same command")
+
+
+def test_another_error_of_the_disk_is_no_full_one():
+    with pytest.raises(PermissionError):
+        run_recipe(fail(PermissionError(errno.EACCES, "Permission denied")))
 
 
 def test_other_errors_keep_their_traceback_and_success_is_silent():
