@@ -57,7 +57,9 @@ def chained(error, cause):
     [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
-        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
         chained(RuntimeError("unexpected pos 576"), OSError(errno.ENOSPC, "full")),  # torch.save
     ],
     ids=["disk", "quota", "safetensors", "torch"],
