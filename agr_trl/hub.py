@@ -8,22 +8,14 @@ Everything is read from the local files and nothing is written to them.
 import json
 import logging
 import shlex
-import sys
 import tempfile
-import time
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
 
-from httpx2 import HTTPError, TransportError
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import disable_progress_bars, validate_repo_id
+from huggingface_hub import HfApi, get_token
 from transformers import TrainingArguments
 
 from agr_trl.adversarial import QUERIES_FILE, AdversarialRun
@@ -31,6 +23,13 @@ from agr_trl.app import open_run, require_gradio, table_contents
 from agr_trl.config import HubArguments, as_yaml
 from agr_trl.errors import UserError
 from agr_trl.generator import ADAPTER_CONFIG, save_merged_generator
+from agr_trl.hub_repository import (
+    Files,
+    Repository,
+    check_name,
+    one_line_errors,
+    retried,
+)
 from agr_trl.loading import PACKAGED_MINILM
 from agr_trl.model_cards import (
     CURVES_FILE,
@@ -46,17 +45,12 @@ from agr_trl.runtime import is_main_process, read_json
 
 logger = logging.getLogger(__name__)
 
-Files = dict[str, Path | bytes]  # path in the repository -> local file or content
-Result = TypeVar("Result")
-
 # A Trainer's own pickle holds the Hub token, so it never leaves this machine. README.md is what
 # PEFT and TRL write for an adapter, machine paths included; ours replaces it.
 NEVER_PUSHED = (
     *("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "trainer_state.json"),
     *("README.md", ".*", "*.tmp"),
 )
-MODEL_FILES = ("*.json", "*.safetensors", "*.parquet", CURVES_FILE)  # replaced by each upload
-TEXT_FILES = (".json", ".md", ".txt", ".yaml", ".jinja", ".svg")
 PACKAGE_ENDINGS = (".py", ".j2", ".css")  # of what a Space holds of this package
 MODEL_ENDINGS = (".json", ".txt", ".safetensors", ".model")  # and of a relevance model's folder
 SPACE_APP = """from pathlib import Path
@@ -72,8 +66,6 @@ def main() -> None:
 
 run_recipe(main)
 """
-ATTEMPTS = 4
-PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 
 
 # --- What recipes call --------------------------------------------------------------------------
@@ -97,7 +89,7 @@ def take_hub_settings(args: TrainingArguments | HubArguments) -> str | None:
         raise UserError("`push_to_hub` needs `--hub_model_id user/name`")
     is_run = isinstance(args, HubArguments)
     for name in _run_names(repo_id).values() if is_run else [repo_id]:
-        _check_name(name)
+        check_name(name)
     token = token or get_token()
     if not token:
         raise UserError("`push_to_hub`: nobody is logged in at the Hub; run `hf auth login` first")
@@ -113,8 +105,8 @@ def publish_folder(folder: Path, args: TrainingArguments, token: str) -> None:
     """
     again = f"the model is in `{folder}`; push it again with `hf upload {args.hub_model_id} "
     again += f"{folder} --exclude training_args.bin --exclude README.md`"
-    with _one_line_errors(args.hub_model_id, token, again), tempfile.TemporaryDirectory() as made:
-        repository = _Repository(HfApi(token=token), args.hub_model_id, "model", folder, token)
+    with one_line_errors(args.hub_model_id, token, again), tempfile.TemporaryDirectory() as made:
+        repository = Repository(HfApi(token=token), args.hub_model_id, "model", folder, token)
         repository.create(bool(args.hub_private_repo))
         base = _adapter_base(folder)
         if base is not None and hub_name(base) is None:
@@ -156,7 +148,7 @@ def publish_run(
         return []
     names = _run_names(repo_id)
     for name in names.values():
-        _check_name(name)
+        check_name(name)
     run = read_run(run_folder)
     token = token or get_token()
     words = ["python", "recipes/push_to_hub.py", "--run_dir", str(run_folder), "--repo_id", repo_id]
@@ -165,11 +157,11 @@ def publish_run(
     again = f"the run is as it was; push again with `{shlex.join(words)}`"
     api = HfApi(token=token)
     retriever, generator, queries = (
-        _Repository(api, name, "dataset" if kind == "queries" else "model", run_folder, token)
+        Repository(api, name, "dataset" if kind == "queries" else "model", run_folder, token)
         for kind, name in names.items()
     )
-    with _one_line_errors(repo_id, token, again):
-        _retried(api.whoami)
+    with one_line_errors(repo_id, token, again):
+        retried(api.whoami)
         for repository in (retriever, generator, queries):
             repository.create(private)
         _push_retrievers(retriever, run, licence)
@@ -196,18 +188,18 @@ def publish_space(
     `UserError` with the command that pushes again.
     """
     require_gradio()
-    _check_name(repo_id)
+    check_name(repo_id)
     token = token or get_token()
     record, run = open_run(run_folder, dataset_path)
     words = ["python", "recipes/app.py", "--run_dir", str(run_folder), "--push_to_space", repo_id]
     words += ["--dataset_path", dataset_path] if dataset_path else []
     words += ["--private"] * private + (["--licence", licence] if licence != "unknown" else [])
     again = f"push again with `{shlex.join(words)}`"
-    repository = _Repository(HfApi(token=token), repo_id, "space", run_folder, token)
+    repository = Repository(HfApi(token=token), repo_id, "space", run_folder, token)
     products, judgements = len(run.dataset.products), len(run.dataset.judgements)
     logger.info("the Space will hold %d products and %d judgements", products, judgements)
-    with _one_line_errors(repo_id, token, again), tempfile.TemporaryDirectory() as made:
-        _retried(repository.api.whoami)
+    with one_line_errors(repo_id, token, again), tempfile.TemporaryDirectory() as made:
+        retried(repository.api.whoami)
         repository.create(private)
         files = _space_files(record, run, repo_id, licence, Path(made))
         repository.commit(files, "agr_trl: app")
@@ -218,7 +210,7 @@ def publish_space(
 # --- What goes into the three repositories ------------------------------------------------------
 
 
-def _push_retrievers(repository: "_Repository", run: RunRecord, licence: str) -> None:
+def _push_retrievers(repository: Repository, run: RunRecord, licence: str) -> None:
     for number in run.kept_rounds():
         is_best = number == run.best_round
         files = _model_files((run.folder if is_best else run.round_folder(number)) / "retriever")
@@ -229,7 +221,7 @@ def _push_retrievers(repository: "_Repository", run: RunRecord, licence: str) ->
         repository.commit_round(files, number, is_best)
 
 
-def _push_generators(repository: "_Repository", run: RunRecord, merged: bool, licence: str) -> None:
+def _push_generators(repository: Repository, run: RunRecord, merged: bool, licence: str) -> None:
     warm_up = None  # the commit that adapters of later rounds need
     for number in run.kept_rounds():
         is_best = number == run.best_round
@@ -268,7 +260,7 @@ def _published_base(local: str, repo_id: str, warm_up: str | None) -> tuple[str,
     return repo_id, warm_up
 
 
-def _push_queries(repository: "_Repository", run: RunRecord, licence: str) -> None:
+def _push_queries(repository: Repository, run: RunRecord, licence: str) -> None:
     table = run.queries
     if table.empty:
         raise UserError("no query was accepted in any round, so there is no data set to publish")
@@ -307,6 +299,11 @@ def _json_with(file: Path | bytes, **values: object) -> bytes:
     """Return a JSON file's content with other values."""
     text = file.read_bytes() if isinstance(file, Path) else file
     return (json.dumps(json.loads(text) | values, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _run_names(repo_id: str) -> dict[str, str]:
+    """Return the names of a run's repositories by what they hold."""
+    return {kind: f"{repo_id}-{kind}" for kind in ("retriever", "generator", "queries")}
 
 
 # --- What goes into a Space ---------------------------------------------------------------------
@@ -359,184 +356,3 @@ def _requirements(scorer: str) -> list[str]:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
     needed: list[str] = project["project"]["dependencies"]
     return needed + [PACKAGED_MINILM] * (scorer == PACKAGED_MINILM)
-
-
-# --- Uploading ----------------------------------------------------------------------------------
-
-
-@dataclass
-class _Repository:
-    """A repository on the Hub; `source` and `token` are what no uploaded text may name."""
-
-    api: HfApi
-    repo_id: str
-    kind: str
-    source: Path
-    token: str | None
-
-    @property
-    def url(self) -> str:
-        """Return the page of the repository."""
-        begin = {"model": "", "dataset": "datasets/", "space": "spaces/"}[self.kind]
-        return f"{self.api.endpoint}/{begin}{self.repo_id}"
-
-    def create(self, private: bool) -> None:
-        """Create the repository where it is not there; refuse a public one for private work."""
-        _retried(
-            lambda: self.api.create_repo(
-                self.repo_id,
-                repo_type=self.kind,
-                private=private or None,
-                exist_ok=True,
-                space_sdk="gradio" if self.kind == "space" else None,
-            )
-        )
-        if private:
-            info = _retried(lambda: self.api.repo_info(self.repo_id, repo_type=self.kind))
-            if not info.private:
-                raise UserError(f"`{self.repo_id}` is there and public; make it private first")
-
-    def commit_round(self, files: Files, number: int, is_best: bool) -> str:
-        """Commit a round's files, to `main` if it was exported, tag them, return the commit."""
-        branch = "main" if is_best else f"rounds/{number}"
-        if not is_best:
-            _retried(
-                lambda: self.api.create_branch(
-                    self.repo_id, branch=branch, repo_type=self.kind, exist_ok=True
-                )
-            )
-        oid = self.commit(files, f"agr_trl: round {number}", branch)
-        self._tag(f"round-{number}", oid)
-        return oid
-
-    def commit(self, files: Files, message: str, branch: str = "main") -> str:
-        """Upload files as one commit, without model files that are no longer part of it."""
-        self._check(files)
-
-        def send() -> str:
-            there = self.api.list_repo_files(self.repo_id, revision=branch, repo_type=self.kind)
-            old = [
-                CommitOperationDelete(path)
-                for path in there
-                if path not in files and any(fnmatch(path, pattern) for pattern in MODEL_FILES)
-            ]
-            new = [CommitOperationAdd(path, file) for path, file in files.items()]
-            info = self.api.create_commit(
-                self.repo_id,
-                [*old, *new],
-                commit_message=message,
-                revision=branch,
-                repo_type=self.kind,
-            )
-            return str(info.oid)
-
-        return _retried(send)
-
-    def _tag(self, tag: str, oid: str) -> None:
-        """Let a tag point to a commit, also where it pointed to another one."""
-
-        def move() -> None:
-            refs = self.api.list_repo_refs(self.repo_id, repo_type=self.kind)
-            targets = {ref.name: ref.target_commit for ref in refs.tags}
-            if targets.get(tag) == oid:
-                return
-            if tag in targets:
-                self.api.delete_tag(self.repo_id, tag=tag, repo_type=self.kind)
-            self.api.create_tag(
-                self.repo_id, tag=tag, revision=oid, repo_type=self.kind, exist_ok=True
-            )
-
-        _retried(move)
-
-    def _check(self, files: Mapping[str, Path | bytes]) -> None:
-        """Raise `UserError` where a text names the token or the run's place on this machine."""
-        private = {"the Hub token": self.token, "this machine's path": str(self.source.resolve())}
-        for path, file in files.items():
-            if not path.endswith(TEXT_FILES):
-                continue
-            content = file.read_bytes() if isinstance(file, Path) else file
-            for name, text in private.items():
-                if text and text.encode() in content:
-                    raise UserError(f"`{path}` of `{self.repo_id}` holds {name}; nothing was sent")
-
-
-def _run_names(repo_id: str) -> dict[str, str]:
-    """Return the names of a run's repositories by what they hold."""
-    return {kind: f"{repo_id}-{kind}" for kind in ("retriever", "generator", "queries")}
-
-
-def _check_name(repo_id: str) -> None:
-    """Raise `UserError` for what the Hub does not take as the name of a repository."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UserError(f"`{repo_id}` is no name for a repository: {error}") from None
-    if "/" not in repo_id or repo_id.startswith("-"):
-        raise UserError(f"`{repo_id}` is no name for a repository; give `user/name`")
-
-
-def _retried(action: Callable[[], Result]) -> Result:
-    """Return an action's result; lost connections and a busy Hub are tried again, ever later."""
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return action()
-        except (HTTPError, RuntimeError) as error:
-            if not _is_passing(error):
-                raise
-            logger.warning("%s; trying again", _reason(error, None))
-            time.sleep(2**attempt)
-    return action()
-
-
-def _is_passing(error: BaseException) -> bool:
-    root = _root(error)
-    if isinstance(root, HfHubHTTPError):
-        return root.response.status_code in PASSING_STATUS
-    return isinstance(root, TransportError)
-
-
-def _root(error: BaseException) -> BaseException:
-    """Return what an upload's thread or the client met: the Hub's answer, or a lost connection."""
-    for cause in _causes(error):
-        if isinstance(cause, HTTPError):
-            return cause
-    return error
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-@contextmanager
-def _one_line_errors(repo_id: str, token: str | None, again: str) -> Iterator[None]:
-    """Turn what can go wrong on the way to the Hub into a `UserError` that says how to go on."""
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"cannot push to `{repo_id}`: {error}; {again}") from error
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        reason = _reason(error, token)
-        raise UserError(f"cannot push to `{repo_id}`: {reason}; {again}") from None
-
-
-def _reason(error: BaseException, token: str | None) -> str:
-    """Return in a few words why the Hub did not take an upload, without the token."""
-    root = _root(error)
-    if isinstance(root, LocalTokenNotFoundError):
-        return "nobody is logged in; run `hf auth login`"
-    if isinstance(root, HfHubHTTPError):
-        status = root.response.status_code
-        said = root.response.headers.get("X-Error-Message") or root.server_message or ""
-        remedy = {401: "run `hf auth login` with a valid token", 403: "use a token that may write"}
-        words = f"the Hub answered {status}" + (f" ({said})" if said else "")
-        reason = f"{words}; {remedy[status]}" if status in remedy else words
-    elif isinstance(root, TransportError):
-        reason = f"the connection was lost ({type(root).__name__}: {root})"
-    else:
-        reason = str(root) or type(root).__name__
-    reason = " ".join(reason.split())[:300]
-    return reason.replace(token, "***") if token else reason
