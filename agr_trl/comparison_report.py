@@ -12,6 +12,7 @@ from agr_trl.report import (
     finished_at,
     is_best,
     page_environment,
+    picture,
     read_if_there,
     reason_counts,
     settings_by_section,
@@ -26,7 +27,7 @@ SUBJECT = "adversarial"
 LEVEL = 0.05  # of p after Holm
 SHOWN_QUERIES = 5  # with the largest wins, and as many with the largest losses
 SHOWN_CHARACTERS = 220  # of a document
-PANEL, GAP, MARGIN, HEAD = 470, 32, 20, 64  # of the picture, in pixels
+PANEL, HEAD, FOOT = 470, 64, 20  # of the picture, in pixels
 ARMS = {
     "bm25": ("BM25", "words only, no training"),
     "cosine": ("cosine of S", "no retriever training"),
@@ -93,27 +94,18 @@ def write_comparison_report(folder: Path) -> Path:
         raise UserError(
             f"`{folder}` has no evidence.json; run recipes/compare_arms.py to its end first"
         )
-    page = page_environment().get_template("comparison.html.j2").render(comparison_content(folder))
+    content = comparison_content(folder)
+    page = page_environment().get_template("comparison.html.j2").render(content)
     write_text(folder / "report.html", page)
-    write_text(folder / "arms.svg", arms_picture(read_json(folder / "evidence.json")))
+    write_text(folder / "arms.svg", arms_picture(content["evidence"]))
     return folder / "report.html"
 
 
 def arms_picture(evidence: Evidence) -> str:
     """Return the arms and their differences side by side as one SVG file."""
     forests = _forests(evidence)
-    panels = [(one, MARGIN + place * (PANEL + GAP)) for place, one in enumerate(forests)]
-    return (
-        page_environment()
-        .get_template("forests.svg.j2")
-        .render(
-            panels=panels,
-            panel_width=PANEL,
-            top=HEAD,
-            width=2 * MARGIN + len(forests) * (PANEL + GAP) - GAP,
-            height=HEAD + max(one.height for one in forests) + MARGIN,
-        )
-    )
+    height = HEAD + max(one.height for one in forests) + FOOT
+    return picture("forests.svg.j2", forests, PANEL, height, head=HEAD)
 
 
 def comparison_content(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from agr_trl.loading import PACKAGED_MINILM
 from agr_trl.query_files import read_queries
 from agr_trl.report import (
     before_and_after,
-    page_environment,
+    picture,
     read_if_there,
     read_round,
     round_rows,
@@ -50,8 +50,7 @@ GENERATOR_KEYS = {
 }
 SAMPLED_QUERIES = 8
 CURVES_FILE = "training_curves.svg"
-PANEL, GAP, MARGIN = 320, 28, 20  # of the panels of a picture, side by side
-PICTURE_HEIGHT = 272
+PANEL, PICTURE_HEIGHT = 320, 272  # of the training curves, in pixels
 _MARKUP = re.compile(r"[\\`*_{}\[\]<>#+!|~&:@$^\"]|(?<=www)\.", re.IGNORECASE)
 
 
@@ -268,16 +267,7 @@ def space_card(repo_id: str, run: RunRecord, licence: str, gradio_version: str) 
 
 def curves_picture(charts: Sequence[Chart]) -> str:
     """Return charts side by side as one SVG file that needs no style from around it."""
-    panels = [(chart, MARGIN + place * (PANEL + GAP)) for place, chart in enumerate(charts)]
-    return (
-        page_environment()
-        .get_template("curves.svg.j2")
-        .render(
-            panels=panels,
-            width=2 * MARGIN + len(charts) * (PANEL + GAP) - GAP,
-            height=PICTURE_HEIGHT,
-        )
-    )
+    return picture("curves.svg.j2", charts, PANEL, PICTURE_HEIGHT)
 
 
 def hub_name(name_or_path: str | None) -> str | None:

@@ -21,6 +21,7 @@ Metrics = Mapping[str, Any]
 
 SAMPLED_QUERIES = 40  # of a round, to look at
 SAMPLED_REJECTED = 12  # so many of them not accepted, more only where too few were accepted
+GAP, MARGIN = 28, 20  # around the panels of a picture, in pixels
 TERMINAL_COLUMNS = ("pr_auc", "roc_auc", "judged/ndcg@10", "rerank/ndcg@10", "blend/ndcg@10")
 PAGE_COLUMNS = {
     "Judged pairs": ("pr_auc", "roc_auc", "f1", "log_loss", "ece"),
@@ -296,6 +297,27 @@ def template_environment(finalize: Callable[[Any], Any]) -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+    )
+
+
+def picture(
+    template: str, panels: Sequence[Any], panel_width: int, height: float, **values: Any
+) -> str:
+    """Return panels side by side as one SVG file that needs no style from around it.
+
+    `panels` have a title and a note; sizes are in pixels.
+    """
+    places = [MARGIN + place * (panel_width + GAP) for place in range(len(panels))]
+    return (
+        page_environment()
+        .get_template(template)
+        .render(
+            panels=list(zip(panels, places, strict=True)),
+            panel_width=panel_width,
+            width=2 * MARGIN + len(panels) * (panel_width + GAP) - GAP,
+            height=height,
+            **values,
+        )
     )
 
 

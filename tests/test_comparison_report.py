@@ -1,5 +1,6 @@
 """The report of a comparison, from evidence made by hand, read back as HTML."""
 
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -271,12 +272,14 @@ def test_the_picture_of_the_arms_stands_alone(tmp_path: Path) -> None:
     picture = ElementTree.parse(tmp_path / "run" / "arms.svg").getroot()
     space = "{http://www.w3.org/2000/svg}"
     assert "adversarial 0.741 [0.719, 0.765]" in picture.findtext(f"{space}title", "")
-    arms, differences = picture.findall(f"{space}svg")
+    groups = picture.findall(f"{space}g")
+    arms, differences = (group.find(f"{space}svg") for group in groups)
     assert len(arms.findall(f"{space}circle")) == 8
     assert len(differences.findall(f"{space}circle")) == 5
-    for panel in (arms, differences):
-        for start, size in (("x", "width"), ("y", "height")):
-            end = float(panel.get(start, "")) + float(panel.get(size, ""))
+    for group, panel in zip(groups, (arms, differences), strict=True):
+        (left,) = re.findall(r"translate\((\d+) 0\)", group.get("transform", ""))
+        for start, size in ((left, "width"), (panel.get("y", ""), "height")):
+            end = float(start) + float(panel.get(size, ""))
             assert end <= float(picture.get(size, ""))
     text = (tmp_path / "run" / "arms.svg").read_text()
     assert "var(--" not in text and "href" not in text and "<script" not in text
