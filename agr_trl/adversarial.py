@@ -122,7 +122,7 @@ class AdversarialRun:
         self.start = start or self.folder
         self._ensembles: dict[Path, Teacher] = {}  # by the retriever that is one of the judges
         self.free_settings = FREE_SETTINGS  # that may differ when the run is resumed
-        self.scores_again = True  # whether R's probability after training is kept with each query
+        self.is_looked_at = True  # keep what is for the reader of a run folder alone
         self.dataset = load_dataset(self.data_args) if dataset is None else dataset
         self._check_dev_metric()
 
@@ -461,7 +461,7 @@ class AdversarialRun:
         if (folder / QUERIES_FILE).is_file():
             queries = read_queries(folder / QUERIES_FILE)
             audit = self._query_metrics(queries)
-            if self.scores_again:
+            if self.is_looked_at:
                 log_odds = score_distinct(
                     retriever.score, queries["query"].tolist(), queries["document"].tolist()
                 )
@@ -622,8 +622,10 @@ class AdversarialRun:
         return read_json(self.round_folder(number) / "metrics.json")
 
     def _query_source(self, number: int) -> str:
-        """Return who writes a round's queries; round 0 looks at the warm-up's."""
-        return self.loop.query_source if number else "warm_up"
+        """Return who writes a round's queries; those of round 0 are only looked at."""
+        if number:
+            return self.loop.query_source
+        return "warm_up" if self.is_looked_at else "none"
 
     def best_round(self, before: int) -> int:
         """Return the last kept round below `before`; round 0 always counts."""

@@ -271,7 +271,7 @@ class FoldRun:
         run = AdversarialRun(changed, self.training, start)
         run.relevance = self.relevance
         run.free_settings = FREE_SETTINGS  # an unfinished fold goes on when seeds are added
-        run.scores_again = False  # no arm needs it, and it takes a tenth of its time
+        run.is_looked_at = False  # nobody opens an arm's folder; a tenth of its time
         return run
 
     def _load_relevance(self) -> EmbeddingScorer:

@@ -366,7 +366,7 @@ def _forest_of_differences(evidence: Evidence) -> list[Forest]:
             )
         )
     title = f"Adversarial − control in {metric_name(evidence['primary_metric'])}"
-    note = "paired, with 95 % intervals; hollow: not distinguishable; grey: too small to be seen"
+    note = "paired, with 95 % intervals; hollow: not significant; grey: too small to see"
     return [forest(title, note, estimates, 0.0)]
 
 

@@ -118,6 +118,7 @@ def test_an_arm_leaves_its_result_and_queries_but_no_models(finished):
         place = fold_folder(folder, 0, 0) / arm
         result = json.loads((place / "result.json").read_text())
         assert [entry["round"] for entry in result["rounds"]] == [0, 1]
+        assert result["rounds"][0]["queries"] == {}  # none were written to be looked at alone
         assert result["has_ids"] is True
         assert (place / "queries.parquet").is_file() == (arm != "supervised")
         assert not list(place.glob("round_*"))
