@@ -1,0 +1,58 @@
+"""The evidence in docs/evidence/: made by the experiment, and README says nothing else."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from toy_runs import RECIPES, ROOT
+
+from agr_trl.comparison_report import arms_picture
+from agr_trl.config import ARMS
+from agr_trl.evidence import primary_table
+
+EVIDENCE = ROOT / "docs" / "evidence"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FILES = sorted(EVIDENCE.glob("*.json"))
+
+
+@pytest.fixture(params=FILES, ids=lambda file: file.stem)
+def published(request: pytest.FixtureRequest) -> tuple[Path, dict[str, Any]]:
+    return request.param, json.loads(request.param.read_text(encoding="utf-8"))
+
+
+def test_there_is_evidence() -> None:
+    assert FILES
+
+
+def test_it_is_of_the_experiment_as_its_yaml_says(published: tuple[Path, dict[str, Any]]) -> None:
+    file, evidence = published
+    settings = yaml.safe_load((RECIPES / file.stem / "compare_arms.yaml").read_text())
+    assert evidence["primary_metric"] == settings["primary_metric"]
+    assert evidence["resamples"] == settings["resamples"]
+    assert evidence["folds"] == settings["folds"] == 5
+    assert len(set(evidence["seeds"])) >= settings["seeds"] == 5
+    assert list(evidence["arms"])[:2] == ["bm25", "cosine"] and set(ARMS) <= set(evidence["arms"])
+    assert set(evidence["tests"]) == set(ARMS) - {"adversarial"}
+    assert re.fullmatch("[0-9a-f]{12,40}", evidence["commit"]) and evidence["hardware"]
+
+
+def test_differences_are_those_of_the_means(published: tuple[Path, dict[str, Any]]) -> None:
+    """And Holm's p is never below p, and the wins, losses and ties are all queries."""
+    _, evidence = published
+    means = {arm: own[evidence["primary_metric"]]["mean"] for arm, own in evidence["arms"].items()}
+    for arm, test in evidence["tests"].items():
+        assert test["difference"] == pytest.approx(means["adversarial"] - means[arm], abs=1e-9)
+        assert 0 < test["p"] <= test["p_holm"] <= 1
+        assert test["wins"] + test["losses"] + test["ties"] == len(evidence["per_query"][arm])
+
+
+def test_readme_has_its_table_and_its_picture(published: tuple[Path, dict[str, Any]]) -> None:
+    file, evidence = published
+    assert primary_table(evidence) in README
+    assert evidence["commit"][:7] in README
+    assert f"](docs/evidence/{file.stem}.svg)" in README
+    picture = file.with_suffix(".svg").read_text(encoding="utf-8")
+    assert picture == arms_picture(evidence)
