@@ -175,7 +175,7 @@ def build_trainer(
     defaults = {
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "max_completion_length": 8,
         "num_generations": 4,
         "per_device_train_batch_size": 8,

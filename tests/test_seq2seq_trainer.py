@@ -410,7 +410,7 @@ def test_byt5_writes_and_scores_bytes(tmp_path):
     assert logged["clip_ratio/region_mean"] == 0 and 0 <= logged["reward"] <= 1
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path):
+def test_activation_checkpointing_changes_nothing(tmp_path):
     # TRL switches it on by default.
     ends = []
     for checkpointing in (False, True):
@@ -418,7 +418,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
             build_model("bart"),
             tmp_path,
             options={"peft_config": lora()},
-            gradient_checkpointing=checkpointing,
+            activation_checkpointing=checkpointing,
         )
         trainer.train()
         ends.append(parameters_of(trainer.model))

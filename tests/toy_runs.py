@@ -61,7 +61,7 @@ GENERATOR = TRAINER | {
     "lora_rank": 4,
     "num_generations": 4,
     "max_completion_length": 5,
-    "gradient_checkpointing": False,
+    "activation_checkpointing": False,
     "bf16": False,
 }
 STAGES = ("_warm_up", "_train_generator", "_write_queries", "_train_retriever", "_evaluate_round")
