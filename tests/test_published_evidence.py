@@ -40,13 +40,19 @@ def test_it_is_of_the_experiment_as_its_yaml_says(published: tuple[Path, dict[st
 
 
 def test_differences_are_those_of_the_means(published: tuple[Path, dict[str, Any]]) -> None:
-    """And Holm's p is never below p, and the wins, losses and ties are all queries."""
+    """Holm's p is never below p; wins, losses and ties are the queries that have a value."""
     _, evidence = published
     means = {arm: own[evidence["primary_metric"]]["mean"] for arm, own in evidence["arms"].items()}
     for arm, test in evidence["tests"].items():
         assert test["difference"] == pytest.approx(means["adversarial"] - means[arm], abs=1e-9)
         assert 0 < test["p"] <= test["p_holm"] <= 1
-        assert test["wins"] + test["losses"] + test["ties"] == len(evidence["per_query"][arm])
+        with_value = test["wins"] + test["losses"] + test["ties"]
+        assert 0.8 * evidence["queries"] < with_value <= evidence["queries"]
+
+
+def test_texts_of_the_data_stay_where_they_are(published: tuple[Path, dict[str, Any]]) -> None:
+    _, evidence = published
+    assert not {"per_query", "examples"} & set(evidence)
 
 
 def test_readme_has_its_table_and_its_picture(published: tuple[Path, dict[str, Any]]) -> None:
