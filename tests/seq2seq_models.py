@@ -155,12 +155,13 @@ def share_of_odd_tokens(completion_ids: list[list[int]], **kwargs: Any) -> list[
     return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
 
 
-def sample_the_same(prompt_ids: list[list[int]]) -> list[list[int]]:
+def sample_the_same(prompt_ids: list[list[int]]) -> tuple[list[list[int]], None]:
     """Stand in for a trainer's `_sample`: completions made from prompt and place in the group."""
-    return [
+    completions = [
         [4 + (ids[0] + 3 * place * (place + number % 4)) % 20 for place in range(3)] + [EOS]
         for number, ids in enumerate(prompt_ids)
     ]
+    return completions, None
 
 
 def build_trainer(
