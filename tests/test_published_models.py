@@ -37,7 +37,7 @@ BERT = {  # of bert-base-uncased's descendants, smaller
     "architectures": ["BertForSequenceClassification"],
     "attention_probs_dropout_prob": 0.1,
     "classifier_dropout": None,
-    "activation_checkpointing": False,
+    "gradient_checkpointing": False,
     "hidden_act": "gelu",
     "hidden_dropout_prob": 0.1,
     "hidden_size": 32,
