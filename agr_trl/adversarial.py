@@ -1,6 +1,6 @@
 """The adversarial loop: rounds on disk, each stage reading files and writing files.
 
-round_00  R learns from judged pairs; G is warmed up; G's queries are sampled to look at.
+round_00  R learns S, if asked, then judged pairs; G is warmed up; its queries are only looked at.
 round_k   R is frozen and attacked by G; G's queries are filtered; R, from the best so far, learns
           from them and from the judged pairs again; dev says whether the round is kept.
 
@@ -55,7 +55,7 @@ from agr_trl.generator import (
     warm_up_trainer,
 )
 from agr_trl.loading import load_config, resolve_model_name
-from agr_trl.pretraining import new_or_loaded_retriever
+from agr_trl.pretraining import distillation_pairs, new_or_loaded_retriever
 from agr_trl.query_files import read_queries, write_query_files
 from agr_trl.relevance import EmbeddingScorer, Teacher, load_relevance_scorer
 from agr_trl.retriever import Retriever, dev_metrics, retriever_trainer
@@ -97,6 +97,7 @@ SECTIONS: dict[str, Sequence[type]] = {
 }
 PAIR_METRICS = ("roc_auc", "pr_auc", "f1", "accuracy")
 QUERIES_FILE = "queries.parquet"
+DISTILLED = "distilled_retriever"
 MAX_DRAWS = 4  # of `products_per_round` products each, for one round's queries
 
 
@@ -204,6 +205,8 @@ class AdversarialRun:
         if not number:
             self._check_models()
             self._stage(folder / "generator", stage_seed, self._warm_up, number)
+            if self.loop.distillation_steps:
+                self._stage(folder / DISTILLED, stage_seed + 5, self.distil_relevance, number)
             self._stage(folder / "retriever", stage_seed + 1, self._train_retriever, number)
         elif source == "adversarial":
             self._stage(folder / "generator", stage_seed, self._train_generator, number)
@@ -364,6 +367,27 @@ class AdversarialRun:
             accepted=[not reason for reason in reasons],
         )
 
+    def distil_relevance(self, target: Path, number: int) -> None:
+        """Write a retriever that has learned S, and no judgement yet."""
+        steps = self.loop.distillation_steps
+        args = self.recipe["retriever"].build(
+            output_dir=str(target.with_name("distillation_checkpoints")),
+            seed=self.seed,
+            max_steps=steps,
+            eval_strategy="no",
+            load_best_model_at_end=False,
+        )[1]
+        retriever = new_or_loaded_retriever(self.retriever_args, self.dataset, self.seed)
+        size = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        pairs = distillation_pairs(self.dataset, self.index, self.relevance, size, self.seed)
+        logger.info("retriever learns S from %d pairs, %d steps", len(pairs), steps)
+        # All layers, also where `frozen_layers` saves time later: this is done once.
+        trainer = retriever_trainer(retriever, args, pairs, pairs.head(64), lambda _: {})
+        train_with_checkpoints(trainer)
+        if is_main_process():
+            retriever.save(target)
+            save_log(trainer, target.with_name("distillation_log.json"))
+
     def _train_retriever(self, target: Path, number: int) -> None:
         args = self.recipe["retriever"].build(
             output_dir=str(target.with_name("retriever_checkpoints")), seed=self.seed + number
@@ -374,7 +398,10 @@ class AdversarialRun:
             )
             train = self._round_pairs(number)
         else:
-            retriever = new_or_loaded_retriever(self.retriever_args, self.dataset, self.seed)
+            if self.loop.distillation_steps:
+                retriever = Retriever.from_pretrained(str(target.with_name(DISTILLED)))
+            else:
+                retriever = new_or_loaded_retriever(self.retriever_args, self.dataset, self.seed)
             train = self.gold.sample(frac=1, random_state=self.seed, ignore_index=True)
         logger.info("retriever learns from %s", train["source"].value_counts().to_dict())
         dev = self.dataset.pairs("dev")

@@ -5,7 +5,8 @@ from. Judged queries of train and dev are dealt into folds; in each fold every a
 same warm-up and the same supervised retriever, chooses everything inside the other folds, and
 scores the fold's own pairs, which it has never seen.
 
-    catalogue_vectors.npy             S of the catalogue; new_retriever/ where R is a 'new' one
+    catalogue_vectors.npy             S of the catalogue
+    starting_retriever/               R after lessons that need no judgement, if it has any
     seed_00/fold_0/shared/round_00/   warm-up and supervised retriever (removed when all arms end)
     seed_00/fold_0/<arm>/             held_out.parquet, result.json, queries.parquet
 
@@ -31,7 +32,7 @@ import torch
 from accelerate.utils import set_seed
 
 from agr_trl.adversarial import QUERIES_FILE, AdversarialRun
-from agr_trl.config import ComparisonArguments, Recipe, RetrieverArguments
+from agr_trl.config import ComparisonArguments, Recipe
 from agr_trl.data import RelevanceDataset
 from agr_trl.data.splits import fold_queries, split_queries
 from agr_trl.evaluation import score_candidates
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 COSINE = "cosine"
 FREE_SETTINGS = ("dataset_path", "seeds", "arms", "ablations", "workers", "resamples")
 VECTORS_FILE = "catalogue_vectors.npy"
-NEW_RETRIEVER = "new_retriever"
+START = "starting_retriever"
 
 
 def arm_changes(arm: str, recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -122,7 +123,7 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
     with exclusive(folder):
         begin_run_folder(recipe, folder, dataset, FREE_SETTINGS)
         _save_catalogue_vectors(recipe, folder, dataset)
-        recipe = _with_shared_new_retriever(recipe, folder, dataset)
+        recipe = _with_shared_start(recipe, folder, dataset)
         missing = [job for job in jobs if _missing_arms(folder, comparison, *job)]
         logger.info("%d of %d folds are missing", len(missing), len(jobs))
         if comparison.workers == 1:
@@ -174,22 +175,26 @@ def _save_catalogue_vectors(recipe: Recipe, folder: Path, dataset: RelevanceData
     partial.replace(file)
 
 
-def _with_shared_new_retriever(recipe: Recipe, folder: Path, dataset: RelevanceDataset) -> Recipe:
-    """Build a 'new' retriever once for all folds, from the catalogue and no judgement.
+def _with_shared_start(recipe: Recipe, folder: Path, dataset: RelevanceDataset) -> Recipe:
+    """Teach R once for all folds what it learns from the catalogue alone, without judgements.
 
-    Without ids the catalogue of a fold is its training documents, so each fold builds its own.
+    That is the first lesson of a 'new' retriever and the distillation of S.
     """
-    if recipe["retriever"].values["retriever_name_or_path"] != "new" or not dataset.has_ids:
+    run = AdversarialRun(recipe, dataset)
+    if run.retriever_args.retriever_name_or_path != "new" and not run.loop.distillation_steps:
         return recipe
-    path = folder / NEW_RETRIEVER
+    path = folder / START
     if not path.is_dir():
-        args: RetrieverArguments = recipe["retriever"].build(output_dir="unused")[0]
-        seed = recipe[""].values["seed"]
-        set_seed(seed)
+        set_seed(run.seed)
         partial = path.with_suffix(".partial")
-        new_or_loaded_retriever(args, dataset, seed).save(partial)
+        if run.loop.distillation_steps:
+            run.distil_relevance(partial, 0)
+        else:
+            new_or_loaded_retriever(run.retriever_args, dataset, run.seed).save(partial)
         partial.replace(path)
-    return recipe.replaced({"retriever": {"retriever_name_or_path": str(path)}})
+    return recipe.replaced(
+        {"": {"distillation_steps": 0}, "retriever": {"retriever_name_or_path": str(path)}}
+    )
 
 
 def _missing_arms(folder: Path, args: ComparisonArguments, seed: int, fold: int) -> list[str]:

@@ -416,6 +416,13 @@ class LoopArguments(SamplingArguments):
             "retriever together, weighed on dev pairs, which that retriever has not learned"
         },
     )
+    distillation_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Before any judged pair the retriever learns S on words of titles, for so many "
+            "steps of all its layers"
+        },
+    )
     continue_generator: bool = field(
         default=True,
         metadata={"help": "Start from the last kept generator; else from the warm-up each time"},
@@ -446,6 +453,7 @@ class LoopArguments(SamplingArguments):
             synthetic_hard_negatives=(0, inf),
             synthetic_negative_pool=(1, inf),
             synthetic_random_negatives=(0, inf),
+            distillation_steps=(0, inf),
             max_dev_drop=(0, inf),
         )
         if self.hardest_of > 1 and self.synthetic_queries_per_round is None:

@@ -1,18 +1,29 @@
-"""A first lesson for a retriever built from nothing: which product do these words come from?"""
+"""What a retriever may learn before any judgement, from the catalogue's own words.
+
+A retriever built from nothing: which product do these words come from? Any retriever: what does S
+say of these words and this product?
+"""
 
 import logging
 import tempfile
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 from transformers import TrainingArguments
 
 from agr_trl.config import RetrieverArguments
 from agr_trl.data import RelevanceDataset
-from agr_trl.generator import pseudo_queries
+from agr_trl.generator import pseudo_queries, title_spans
+from agr_trl.negatives import mine_negatives
+from agr_trl.relevance import RelevanceScorer
 from agr_trl.retriever import Retriever, load_retriever, retriever_trainer
+from agr_trl.search import BM25Index
 
 logger = logging.getLogger(__name__)
+
+SPANS = 4  # queries of each title in a lesson from S
+PAIRS_OF_A_QUERY = 4  # its own product, two of BM25's best and a random one
 
 
 def new_or_loaded_retriever(
@@ -68,3 +79,40 @@ def _teach(retriever: Retriever, pairs: pd.DataFrame, steps: int, seed: int) -> 
             logging_steps=100,
         )
         retriever_trainer(retriever, args, pairs, pairs.head(64), lambda _: {}).train()
+
+
+def distillation_pairs(
+    dataset: RelevanceDataset, index: BM25Index, relevance: RelevanceScorer, size: int, seed: int
+) -> pd.DataFrame:
+    """Return at most `size` pairs labelled by S, columns query, document, label, in random order.
+
+    Queries are runs of title words; each meets its own product, two of BM25's best fifty and a
+    random one. The label is the rank of S among these pairs, in (0, 1): the order is what is to
+    be learned, and S itself moves within a small part of its range. No judgement is read.
+    """
+    titles = dataset.products["title"]
+    spans = pd.DataFrame({"query": title_spans(titles, SPANS, seed)}).explode("query")
+    spans = spans.reset_index(names="product_index").drop_duplicates()
+    spans = spans[spans["query"] != ""]
+    spans = spans.sample(min(len(spans), size // PAIRS_OF_A_QUERY), random_state=seed)
+    queries, own = spans["query"].to_numpy(), spans["product_index"].to_numpy()
+    mined = mine_negatives(
+        queries.tolist(),
+        own,
+        index,
+        dataset.documents,
+        num_hard=2,
+        num_random=1,
+        any_candidate=True,
+        seed=seed,
+    )
+    positions = np.concatenate([own, mined["product_index"]])
+    pairs = pd.DataFrame(
+        {
+            "query": np.concatenate([queries, queries[mined["row"]]]),
+            "document": [dataset.documents[position] for position in positions],
+        }
+    )
+    scores = relevance.score(pairs["query"].tolist(), pairs["document"].tolist())
+    pairs["label"] = (rankdata(scores) - 0.5) / len(pairs)
+    return pairs.sample(frac=1, random_state=seed, ignore_index=True)

@@ -424,6 +424,29 @@ def test_the_ensemble_hears_the_attacked_retriever_too(config, copy):
     assert before == pytest.approx(weighing.decision_function(asked), rel=1e-3)
 
 
+def test_distillation_comes_before_judged_pairs_and_resumes(config, tmp_path, monkeypatch):
+    words = ("--rounds", "0", "--distillation_steps", "3", "--retriever.frozen_layers", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(AdversarialRun, "_train_retriever", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build_run(config, tmp_path / "run", *words).run()
+    folder = tmp_path / "run" / "round_00"
+    distilled = folder / "distilled_retriever"
+    log = json.loads((folder / "distillation_log.json").read_text())
+    assert log[-1]["step"] == 3
+    before = (distilled / "model.safetensors").read_bytes()
+
+    with monkeypatch.context() as patch:  # it is not given again
+        patch.setattr(AdversarialRun, "distil_relevance", _interrupt)
+        build_run(config, tmp_path / "run", *words).run()
+    assert (distilled / "model.safetensors").read_bytes() == before
+    learned = Retriever.from_pretrained(str(distilled)).model.state_dict()
+    after = Retriever.from_pretrained(str(folder / "retriever")).model.state_dict()
+    frozen = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(learned[frozen], after[frozen])  # judged pairs went on from this one
+    assert not torch.equal(learned["classifier.weight"], after["classifier.weight"])
+
+
 def test_the_ensemble_needs_dev_pairs_of_both_kinds(shop, tmp_path):
     data = shutil.copytree(shop, tmp_path / "beir")
     dev = pd.read_csv(data / "qrels" / "dev.tsv", sep="\t")

@@ -10,11 +10,20 @@ import pandas as pd
 import pytest
 from toy_runs import build_run, load_recipe, run_main, write_beir, write_loop_config, write_pairs
 
-from agr_trl.arms import FoldRun, arm_changes, cross_fit, fold_folder, run_arms
+from agr_trl.adversarial import AdversarialRun
+from agr_trl.arms import (
+    FoldRun,
+    _with_shared_start,
+    arm_changes,
+    cross_fit,
+    fold_folder,
+    run_arms,
+)
 from agr_trl.config import ARMS, parse_recipe
 from agr_trl.data import load_relevance_dataset
 from agr_trl.data.splits import fold_queries, query_groups
 from agr_trl.errors import UserError
+from agr_trl.stages import load_dataset
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +43,7 @@ def finished(shop):
     """All six arms and an ablation over two folds, by the recipe."""
     config = write_loop_config(
         shop.parent / "compare.yaml", shop, primary_metric="judged/ndcg@10", resamples=100,
+        distillation_steps=2,
         ablations={"uncertainty": {"reward.loss_reward": "uncertainty"}},
     )  # fmt: skip
     folder = shop.parent / "compared"
@@ -127,6 +137,17 @@ def test_an_arm_leaves_its_result_and_queries_but_no_models(finished):
             assert queries["second_judge"].between(0, 1).all()
             assert set(queries["round"]) == {1}
     assert not (fold_folder(folder, 0, 0) / "shared").exists()
+
+
+def test_lessons_without_judgements_are_given_once_for_all_folds(finished, monkeypatch):
+    config, folder = finished
+    start = folder / "starting_retriever" / "model.safetensors"
+    assert start.is_file() and not list(folder.glob("seed_*/**/distil*"))
+    monkeypatch.setattr(AdversarialRun, "distil_relevance", lambda *_: pytest.fail("given again"))
+    recipe = comparison(config, folder)
+    shared = _with_shared_start(recipe, folder, load_dataset(recipe[""].build()[1]))
+    assert shared[""].values["distillation_steps"] == 0
+    assert shared["retriever"].values["retriever_name_or_path"] == str(start.parent)
 
 
 def test_the_recipe_writes_evidence_and_a_report(finished):

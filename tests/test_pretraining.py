@@ -1,7 +1,8 @@
-"""The first lesson of a retriever that is built from nothing."""
+"""What a retriever learns before any judgement: words of titles, and S."""
 
 import logging
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,8 +11,9 @@ from toy_shop import TITLES, build_dataset, weights_of
 from agr_trl import pretraining
 from agr_trl.config import RetrieverArguments
 from agr_trl.losses import relevance_bce
-from agr_trl.pretraining import matching_pairs, new_or_loaded_retriever
+from agr_trl.pretraining import distillation_pairs, matching_pairs, new_or_loaded_retriever
 from agr_trl.retriever import load_retriever
+from agr_trl.search import BM25Index
 
 
 @pytest.fixture
@@ -93,3 +95,37 @@ def test_a_loaded_retriever_gets_no_lesson(dataset, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="agr_trl"):
         new_or_loaded_retriever(arguments, dataset, seed=0)
     assert "learns to match" not in caplog.text
+
+
+class WordOverlap:
+    """S that a reader can work out: the share of the query's words that the document holds."""
+
+    def score(self, queries, documents):
+        return np.array(
+            [
+                np.mean([word in document.split() for word in query.split()])
+                for query, document in zip(queries, documents, strict=True)
+            ]
+        )
+
+
+def test_distillation_pairs_are_labelled_by_the_rank_of_s(dataset):
+    index, titles = BM25Index(dataset.documents), [title for title, _ in TITLES.values()]
+    pairs = distillation_pairs(dataset, index, WordOverlap(), 1_000, seed=0)
+    scores = WordOverlap().score(pairs["query"], pairs["document"])
+    order = pairs.assign(s=scores).sort_values("s", kind="stable")
+    assert (order.groupby("s")["label"].nunique() == 1).all()  # equal S, equal label
+    assert order["label"].is_monotonic_increasing
+    assert pairs["label"].mean() == pytest.approx(0.5)
+    assert pairs["label"].between(0, 1, inclusive="neither").all()
+    assert set(pairs["document"]) <= set(dataset.documents)
+    assert all(any(f" {query} " in f" {title} " for title in titles) for query in pairs["query"])
+    assert {0.0, 1.0} <= set(scores)  # own products, and products that have nothing of the query
+
+
+def test_distillation_pairs_are_as_many_as_the_steps_need(dataset):
+    index = BM25Index(dataset.documents)
+    few = distillation_pairs(dataset, index, WordOverlap(), 20, seed=0)
+    assert few["query"].nunique() <= 5 and len(few) <= 20
+    assert few.equals(distillation_pairs(dataset, index, WordOverlap(), 20, seed=0))
+    assert not few.equals(distillation_pairs(dataset, index, WordOverlap(), 20, seed=1))
