@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,10 @@ import torch
 from accelerate.utils import set_seed
 
 from agr_trl.adversarial import QUERIES_FILE, AdversarialRun
-from agr_trl.config import ComparisonArguments, Recipe
+from agr_trl.config import ComparisonArguments, DataArguments, Recipe, RunArguments
 from agr_trl.data import RelevanceDataset
 from agr_trl.data.splits import fold_queries, split_queries
+from agr_trl.errors import UserError
 from agr_trl.evaluation import score_candidates
 from agr_trl.pretraining import new_or_loaded_retriever
 from agr_trl.relevance import LSA, EmbeddingScorer, LsaScorer, load_relevance_scorer
@@ -49,6 +50,22 @@ COSINE = "cosine"
 FREE_SETTINGS = ("dataset_path", "seeds", "arms", "ablations", "workers", "resamples")
 VECTORS_FILE = "catalogue_vectors.npy"
 START = "starting_retriever"
+SHARED = ("index", "calibrated", "gold", "prompts")  # of the data, not of an arm's own settings
+# What an ablation may not change, since all arms of a fold have it from one place.
+SETTINGS_OF_ALL = (
+    "warm_up.",
+    "reward.relevance_model",
+    "retriever.retriever_name_or_path",
+    "retriever.new_retriever_",
+    "retriever.hard_negatives",
+    "retriever.random_negatives",
+    "distillation_steps",
+    *(
+        field.name
+        for part in (RunArguments, DataArguments, ComparisonArguments)
+        for field in fields(part)
+    ),
+)
 
 
 def arm_changes(arm: str, recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -120,6 +137,12 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
     jobs = [(seed, fold) for seed in seeds for fold in range(comparison.folds)]
     for arm in (*comparison.arms, *comparison.ablation_changes):
         recipe.replaced(arm_changes(arm, recipe))  # refuses unknown settings before any work
+    for name, changes in comparison.ablation_changes.items():
+        if shared := [setting for setting in changes if setting.startswith(SETTINGS_OF_ALL)]:
+            raise UserError(
+                f"`ablations` changes `{shared[0]}` in `{name}`, which all arms share; "
+                "run another comparison with it"
+            )
     with exclusive(folder):
         begin_run_folder(recipe, folder, dataset, FREE_SETTINGS)
         _save_catalogue_vectors(recipe, folder, dataset)
@@ -249,7 +272,7 @@ class FoldRun:
     def _run_arm(self, arm: str, shared: AdversarialRun, at_start: np.ndarray) -> None:
         began = time.monotonic()
         run = self._arm_run(arm, arm_changes(arm, self.recipe), start=shared.folder)
-        for name in ("index", "calibrated", "gold", "acceptance", "prompts"):
+        for name in SHARED:
             setattr(run, name, getattr(shared, name))
         last = run.loop.rounds
         run.run_rounds(last)

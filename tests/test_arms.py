@@ -103,6 +103,30 @@ def test_arms_differ_in_where_queries_come_from_and_in_nothing_else(shop, tmp_pa
     assert {name for c in changes.values() for part in c.values() for name in part} == allowed
 
 
+def test_an_arms_rewards_and_filter_follow_its_own_settings(finished, monkeypatch):
+    # The filter of all arms was once the shared one, whose settings the rewards read.
+    config, folder = finished
+    ablations = '{"strict": {"reward.loss_reward": "uncertainty", "reward.min_relevance": 0.9}}'
+    recipe = comparison(config, folder, f"--ablations={ablations}")
+    seen = {}
+
+    def look(run, last):
+        seen[run.folder.name] = run
+        raise KeyboardInterrupt
+
+    fold = FoldRun(recipe, 0, 0)
+    shared = fold._arm_run("shared", {})
+    monkeypatch.setattr(AdversarialRun, "run_rounds", look)
+    for arm in ("adversarial", "adversarial_no_relevance", "strict"):
+        with pytest.raises(KeyboardInterrupt):
+            fold._run_arm(arm, shared, np.zeros(0))
+    rules = {arm: run.acceptance.settings for arm, run in seen.items()}
+    assert rules["adversarial"].gate_loss_reward
+    assert not rules["adversarial_no_relevance"].gate_loss_reward
+    assert (rules["strict"].loss_reward, rules["strict"].min_relevance) == ("uncertainty", 0.9)
+    assert len({run.index for run in seen.values()}) == 1
+
+
 def test_every_arm_scores_every_held_out_pair(finished):
     _, folder = finished
     frames = {}
@@ -218,6 +242,9 @@ def test_unknown_arms_and_metrics_are_refused(shop, tmp_path):
         ('{"a": {"rewards.loss_reward": "bce"}}', "`rewards` is no section"),
         ('{"supervised": {"reward.loss_reward": "bce"}}', "give a new name"),
         ('{"shared": {"reward.loss_reward": "bce"}}', "give a new name"),
+        ('{"a": {"reward.relevance_model": "lsa"}}', "which all arms share"),
+        ('{"a": {"warm_up.max_steps": 1}}', "which all arms share"),
+        ('{"a": {"seed": 1}}', "which all arms share"),
         ('{"../../x": {"reward.loss_reward": "bce"}}', "give a new name of letters"),
         ('["a"]', "must map names"),
         ("{a}", "is no mapping"),
