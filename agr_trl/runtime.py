@@ -191,11 +191,19 @@ def commit() -> str:
 
 
 def hardware() -> str:
-    """Return the accelerator or the number of CPU cores, and the version of torch."""
-    device = f"{os.cpu_count()} CPU cores"
+    """Return the accelerator or the CPU with its number of cores, and the version of torch."""
+    device = f"{os.cpu_count()} CPU cores ({_processor()})"
     if torch.cuda.is_available():
         device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{device}, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    """Return the processor's name; Python itself has none on Linux."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    named = re.search(r"^model name\s*: (.+)", text, re.MULTILINE)
+    return named[1] if named else platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

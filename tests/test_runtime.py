@@ -1,12 +1,14 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import SafetensorError
 from toy_runs import subprocess_environment
 
@@ -277,3 +279,14 @@ def test_a_second_job_on_a_run_folder_is_refused_and_a_killed_one_holds_nothing(
         assert (folder / ".lock").exists()
     with exclusive(folder):
         pass
+
+
+def test_hardware_names_the_processor_and_its_cores(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    device, _, torch_version = runtime.hardware().rpartition(", torch ")
+    assert torch_version == torch.__version__
+    found = re.fullmatch(r"(\d+) CPU cores \((.+)\)", device)
+    assert int(found[1]) == os.cpu_count()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file() and "model name" in cpuinfo.read_text():
+        assert f"model name\t: {found[2]}\n" in cpuinfo.read_text()
