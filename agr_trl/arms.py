@@ -211,6 +211,7 @@ def _with_shared_start(recipe: Recipe, folder: Path, dataset: RelevanceDataset) 
         set_seed(run.seed)
         partial = path.with_suffix(".partial")
         if run.loop.distillation_steps:
+            run.relevance.remember(dataset.documents, np.load(folder / VECTORS_FILE))
             run.distil_relevance(partial, 0)
         else:
             new_or_loaded_retriever(run.retriever_args, dataset, run.seed).save(partial)
