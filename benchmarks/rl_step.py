@@ -16,18 +16,23 @@ GROUP = 8
 QUERY_TOKENS = 16
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q", "v"], "task_type": "SEQ_2_SEQ_LM"}
 OURS = "agr_trl"
+BFLOAT16 = "agr_trl, bfloat16 autocast"
 CONTESTANTS = {
     OURS: PROJECT,
+    BFLOAT16: PROJECT,
     "agr_trl, each query's product encoded anew": PROJECT,
     "TRL 0.11.4 PPOTrainer": "trl_0_11",
     "plain loop, pairs scored one by one": PROJECT,
 }
-GOALS = dict.fromkeys(list(CONTESTANTS)[1:], 3.0)
+GOALS = dict.fromkeys(list(CONTESTANTS)[2:], 3.0)
+BFLOAT16_GOALS = dict(zip(list(CONTESTANTS)[3:], (5.0, 6.0), strict=True))
 SIZES = {"products": 4, "repeats": 2}
 QUICK = {"products": 1, "repeats": 1}
 
 
-def agr_trl(inputs: Path, products: int, repeats: int, shared: bool = True) -> None:
+def agr_trl(
+    inputs: Path, products: int, repeats: int, shared: bool = True, bfloat16: bool = False
+) -> None:
     """Train with the project's trainer and reward; a step ends when its optimizer has stepped."""
     import time
 
@@ -84,7 +89,8 @@ def agr_trl(inputs: Path, products: int, repeats: int, shared: bool = True) -> N
             learning_rate=1e-3,
             beta=0.05,
             activation_checkpointing=False,
-            bf16=False,
+            bf16=bfloat16,
+            use_cpu=bfloat16 and not torch.cuda.is_available(),
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
@@ -225,9 +231,9 @@ def least_operations(products: int) -> float:
 
 if __name__ == "__main__":
     name, inputs, sizes = arguments()
-    ours, unshared, trl, plain = CONTESTANTS
-    if name in (ours, unshared):
-        agr_trl(inputs, **sizes, shared=name == ours)
+    ours, bfloat16, unshared, trl, plain = CONTESTANTS
+    if name in (ours, bfloat16, unshared):
+        agr_trl(inputs, **sizes, shared=name != unshared, bfloat16=name == bfloat16)
     elif name == trl:
         trl_ppo(inputs, **sizes)
     else:

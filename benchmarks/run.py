@@ -60,6 +60,7 @@ def main() -> None:
             name: measure(work, inputs, sizes[name], rounds) for name, work in works.items()
         }
     if "rl_step" in works:
+        add_bfloat16(result, works["rl_step"])
         add_floor(result, works["rl_step"])
     print(as_table(result))
     if options.output:
@@ -104,6 +105,16 @@ def run_once(work, environment: str, name: str, inputs: Path, sizes: dict) -> di
     if done.returncode:
         sys.exit(f"{work.__name__}: {name} failed\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def add_bfloat16(result: dict, rl_step) -> None:
+    """Add how our step at its fastest setting compares with the peers."""
+    measured = result["works"]["rl_step"]
+    rates = {name: row["rate"] for name, row in measured["contestants"].items()}
+    measured["bfloat16"] = [
+        {"contestant": name, "goal": goal, "ratio": rates[rl_step.BFLOAT16] / rates[name]}
+        for name, goal in rl_step.BFLOAT16_GOALS.items()
+    ]
 
 
 def add_floor(result: dict, rl_step) -> None:
@@ -158,6 +169,9 @@ def as_table(result: dict) -> str:
                 f"{'' if is_ours else format(row['goal'], 'g') + ' x'} | "
                 f"{row['peak_memory_mib']:,.0f} MiB |"
             )
+    for row in result["works"].get("rl_step", {}).get("bfloat16", []):
+        told = f"{row['ratio']:.2f} x {row['contestant']}, goal {row['goal']:g} x"
+        lines += ["", f"rl_step in bfloat16 is {told}"]
     if floor := result["works"].get("rl_step", {}).get("floor"):
         lines += ["", f"rl_step: {floor['time_over_floor']:.2f} times the machine's least time"]
     return "\n".join(lines)
