@@ -7,7 +7,8 @@
 Each contestant is a process of its own; contestants take turns, round after round, so that what
 else the machine does meets all alike. A rate is the median over rounds of units a second; the ratio
 is ours over theirs, which is what counts, since machines differ. The first call of each process is
-not timed. Peers' environments are made at their first use (environments.py).
+not timed. Peers' environments are made at their first use (environments.py). With `--output` a
+work is written when it is measured, and the same command goes on behind it.
 """
 
 import argparse
@@ -46,25 +47,50 @@ def main() -> None:
     if unknown := set(names) - set(WORKS):
         parser.error(f"--only names {', '.join(sorted(unknown))}; known are {', '.join(WORKS)}")
     rounds = options.rounds or (1 if options.quick else 3)
-    result = {"machine": machine(), "commit": commit(), "quick": options.quick, "rounds": rounds}
+    begun = {"machine": machine(), "commit": commit(), "quick": options.quick, "rounds": rounds}
+    result = begun | {"works": finished_works(options.output, begun, parser.error)}
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "inputs"
         write_inputs(inputs, products=2_000 if options.quick else CATALOGUE)
-        works = {name: importlib.import_module(name) for name in names}
-        sizes = {n: work.QUICK if options.quick else work.SIZES for n, work in works.items()}
-        if "load_data" in works:
-            queries = sizes["load_data"]["queries"]
-            judged = 233_448 * queries // 480
-            write_full_size_wands(inputs / f"wands_{queries}", queries=queries, judgements=judged)
-        result["works"] = {
-            name: measure(work, inputs, sizes[name], rounds) for name, work in works.items()
-        }
-    if "rl_step" in works:
-        add_bfloat16(result, works["rl_step"])
-        add_floor(result, works["rl_step"])
+        for name in names:
+            if name not in result["works"]:
+                result["works"][name] = measured_work(name, inputs, options.quick, rounds)
+                save(result, options.output)
     print(as_table(result))
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def finished_works(output: Path | None, begun: dict, refuse) -> dict:
+    """Return the works that a stopped run of the same kind has measured; refuse another's file."""
+    if output is None or not output.is_file():
+        return {}
+    found = json.loads(output.read_text(encoding="utf-8"))
+    works = found.pop("works", {})
+    if found != begun:
+        refuse(f"{output} holds other measurements ({found}); give another --output, or remove it")
+    return works
+
+
+def save(result: dict, output: Path | None) -> None:
+    """Write what is measured so far; the file is whole at any moment."""
+    if output is not None:
+        partial = output.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        partial.replace(output)
+
+
+def measured_work(name: str, inputs: Path, quick: bool, rounds: int) -> dict:
+    """Measure one work, with what is told beside its table."""
+    work = importlib.import_module(name)
+    sizes = work.QUICK if quick else work.SIZES
+    if name == "load_data":
+        queries = sizes["queries"]
+        judged = 233_448 * queries // 480
+        write_full_size_wands(inputs / f"wands_{queries}", queries=queries, judgements=judged)
+    measured = measure(work, inputs, sizes, rounds)
+    if name == "rl_step":
+        add_bfloat16(measured, work)
+        add_floor(measured, work)
+    return measured
 
 
 def measure(work, inputs: Path, sizes: dict, rounds: int) -> dict:
@@ -107,9 +133,8 @@ def run_once(work, environment: str, name: str, inputs: Path, sizes: dict) -> di
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def add_bfloat16(result: dict, rl_step) -> None:
+def add_bfloat16(measured: dict, rl_step) -> None:
     """Add how our step at its fastest setting compares with the peers."""
-    measured = result["works"]["rl_step"]
     rates = {name: row["rate"] for name, row in measured["contestants"].items()}
     measured["bfloat16"] = [
         {"contestant": name, "goal": goal, "ratio": rates[rl_step.BFLOAT16] / rates[name]}
@@ -117,9 +142,8 @@ def add_bfloat16(result: dict, rl_step) -> None:
     ]
 
 
-def add_floor(result: dict, rl_step) -> None:
+def add_floor(measured: dict, rl_step) -> None:
     """Add how far our step is above the least time in which the machine could do it."""
-    measured = result["works"]["rl_step"]
     ours = measured["contestants"][rl_step.OURS]
     least = rl_step.least_operations(measured["sizes"]["products"])
     speed = matrix_speed()

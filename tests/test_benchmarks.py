@@ -49,6 +49,32 @@ def test_rates_are_medians_and_the_ratio_is_ours_over_theirs(load, tmp_path, cap
     assert turns == ["ours", "thei", "ours", "thei"]
 
 
+def test_a_stopped_run_goes_on_behind_the_works_that_it_measured(load, tmp_path, monkeypatch):
+    run, output, seen = load("run"), tmp_path / "results.json", []
+
+    def measured_work(name, *_):
+        seen.append(name)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        rows = {"agr_trl": {"rate": 1.0, "ratio": 1.0, "goal": None, "peak_memory_mib": 1.0}}
+        return {"unit": "pairs", "sizes": {}, "contestants": rows}
+
+    monkeypatch.setattr(run, "write_inputs", lambda *_, **__: None)
+    monkeypatch.setattr(run, "measured_work", measured_work)
+    words = ["run.py", "--only", "search,load_data", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(KeyboardInterrupt):
+        run.main()
+    assert list(json.loads(output.read_text())["works"]) == ["search"]
+    run.main()
+    assert seen == ["search", "load_data", "load_data"]
+    assert list(json.loads(output.read_text())["works"]) == ["search", "load_data"]
+    monkeypatch.setattr(sys, "argv", [*words, "--quick"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert seen == ["search", "load_data", "load_data"]
+
+
 def test_other_results_end_the_run(load, tmp_path):
     both = work(tmp_path, ours=run_of([1.0]), theirs=run_of([1.0], check=(1.0, 2.02)))
     with pytest.raises(SystemExit, match="theirs gives other results"):
