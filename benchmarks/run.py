@@ -15,7 +15,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from environments import PROJECT, python_of
 from inputs import write_inputs
 from make_full_size_wands import write_full_size_wands
 
-from agr_trl.runtime import commit
+from agr_trl.runtime import commit, hardware, read_json, write_json
 
 HERE = Path(__file__).parent
 WORKS = ("rl_step", "write_queries", "score_pairs", "train_retriever", "search", "load_data")
@@ -47,7 +46,7 @@ def main() -> None:
     if unknown := set(names) - set(WORKS):
         parser.error(f"--only names {', '.join(sorted(unknown))}; known are {', '.join(WORKS)}")
     rounds = options.rounds or (1 if options.quick else 3)
-    begun = {"machine": machine(), "commit": commit(), "quick": options.quick, "rounds": rounds}
+    begun = {"machine": hardware(), "commit": commit(), "quick": options.quick, "rounds": rounds}
     result = begun | {"works": finished_works(options.output, begun, parser.error)}
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "inputs"
@@ -55,7 +54,8 @@ def main() -> None:
         for name in names:
             if name not in result["works"]:
                 result["works"][name] = measured_work(name, inputs, options.quick, rounds)
-                save(result, options.output)
+                if options.output:
+                    write_json(options.output, result)
     print(as_table(result))
 
 
@@ -63,19 +63,11 @@ def finished_works(output: Path | None, begun: dict, refuse) -> dict:
     """Return the works that a stopped run of the same kind has measured; refuse another's file."""
     if output is None or not output.is_file():
         return {}
-    found = json.loads(output.read_text(encoding="utf-8"))
+    found = read_json(output)
     works = found.pop("works", {})
     if found != begun:
         refuse(f"{output} holds other measurements ({found}); give another --output, or remove it")
     return works
-
-
-def save(result: dict, output: Path | None) -> None:
-    """Write what is measured so far; the file is whole at any moment."""
-    if output is not None:
-        partial = output.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        partial.replace(output)
 
 
 def measured_work(name: str, inputs: Path, quick: bool, rounds: int) -> dict:
@@ -164,16 +156,6 @@ def matrix_speed(size: int = 2_048, repeats: int = 5) -> float:
         left @ right
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
-
-
-def machine() -> str:
-    """Describe the processor as far as the system tells."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def as_table(result: dict) -> str:
