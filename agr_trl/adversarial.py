@@ -284,6 +284,7 @@ class AdversarialRun:
             self.acceptance,
             self._teacher(number),
             self.dataset.documents,
+            bfloat16=args.bf16,
         )
         trainer = generator_trainer(model, tokenizer, args, lora, settings, chosen, rewards)
         train_with_checkpoints(trainer)

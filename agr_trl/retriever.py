@@ -38,6 +38,9 @@ from agr_trl.small_models import build_small_bert
 
 logger = logging.getLogger(__name__)
 
+# Their layers are built like BERT's, and the heads of their classifiers read the first token.
+_FIRST_TOKEN_FAMILIES = ("bert", "roberta", "xlm-roberta", "electra")
+
 
 @dataclass
 class Retriever:
@@ -46,12 +49,20 @@ class Retriever:
     `blend_weight` is the retriever's share when its score is mixed with BM25's (chosen on dev); it
     is kept in the model's config, so it travels with the weights. `batch_tokens` is the padded size
     of a batch that is scored; unless given 8,192, but 2,048 on a CPU, whose caches hold no more.
+    With `bfloat16` pairs are scored under autocast: up to twice as fast where the processor or GPU
+    computes in it, and log-odds change in their second decimal.
+
+    The model's last layer finishes only what the head reads, see `_keep_first_token`.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     max_pair_tokens: int
     batch_tokens: int | None = None
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        _keep_first_token(self.model)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, max_pair_tokens: int | None = None) -> "Retriever":
@@ -117,7 +128,9 @@ class Retriever:
         encoded = self.encode(queries, documents)
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
         scores = np.empty(len(lengths), dtype=np.float32)
-        batch_tokens = self.batch_tokens or (2_048 if self.model.device.type == "cpu" else 8_192)
+        device = self.model.device.type
+        batch_tokens = self.batch_tokens or (2_048 if device == "cpu" else 8_192)
+        autocast = torch.autocast(device, torch.bfloat16, enabled=self.bfloat16)
         was_training = self.model.training
         self.model.eval()
         try:
@@ -126,7 +139,9 @@ class Retriever:
                     {name: [column[row] for row in rows] for name, column in encoded.items()},
                     return_tensors="pt",
                 ).to(self.model.device)
-                scores[rows] = self.model(**batch).logits.reshape(-1).float().cpu().numpy()
+                with autocast:
+                    logits = self.model(**batch).logits
+                scores[rows] = logits.reshape(-1).float().cpu().numpy()
         finally:
             self.model.train(was_training)
         if not np.isfinite(scores).all():
@@ -324,10 +339,32 @@ def _lora(model: PreTrainedModel, rank: int) -> LoraConfig:
     )
 
 
+def _keep_first_token(model: PreTrainedModel) -> None:
+    """Let the last layer of a BERT finish the first token alone, the only one that the head reads.
+
+    All tokens still take part in that layer's attention. What follows it works on each token by
+    itself and is three quarters of a layer, in scoring as in training; that is left out for the
+    others, so the last hidden state has one token. Log-odds are those without it to rounding. Other
+    families stay as they are, and a second call changes nothing.
+    """
+    if model.config.model_type in _FIRST_TOKEN_FAMILIES:
+        after_attention = _encoder_layers(model)[-1].get_submodule("attention.output")
+        after_attention.register_forward_pre_hook(_first_token)
+
+
+def _first_token(module: nn.Module, states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Cut what attention gave and what it was given, each (B, T, width), to (B, 1, width)."""
+    return tuple(state[:, :1] for state in states)
+
+
+def _encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    return next(part for part in model.base_model.modules() if isinstance(part, nn.ModuleList))
+
+
 def _freeze_lowest_layers(model: PreTrainedModel, count: int) -> None:
     """Freeze the encoder's embeddings and its first `count` layers."""
     encoder = model.base_model
-    layers = next(part for part in encoder.modules() if isinstance(part, nn.ModuleList))
+    layers = _encoder_layers(model)
     if count > len(layers):
         raise UserError(f"`frozen_layers` is {count}; the retriever has {len(layers)} layers")
     for part in (encoder.embeddings, *layers[:count]):

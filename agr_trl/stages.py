@@ -97,11 +97,15 @@ def attack_rewards(
     acceptance: AcceptanceFilter,
     teacher: Teacher | None,
     catalogue: Sequence[str],
+    *,
+    bfloat16: bool = False,
 ) -> list[Any]:
     """Return the rewards that `reward_weights` weighs: loss of the frozen R, S, acceptance.
 
-    `teacher` gives soft labels, which only `loss_reward: disagreement` reads.
+    `teacher` gives soft labels, which only `loss_reward: disagreement` reads. With `bfloat16`, the
+    generator's own precision, R scores under autocast.
     """
+    retriever.bfloat16 = bfloat16
     accepted = AcceptanceReward(relevance, acceptance)
     loss = RetrieverLossReward(
         retriever.to_device(),

@@ -74,10 +74,9 @@ def agr_trl(
     if not shared:
         seq2seq_trainer.encode_once = encode_every_row
     texts = read(inputs, "catalogue")["long_texts"][: products * (repeats + 1)]
-    reward = RetrieverLossReward(
-        Retriever.from_pretrained(str(inputs / "retriever")),
-        RewardArguments(gate_loss_reward=False),
-    )
+    retriever = Retriever.from_pretrained(str(inputs / "retriever"))
+    retriever.bfloat16 = bfloat16
+    reward = RetrieverLossReward(retriever, RewardArguments(gate_loss_reward=False))
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         args = RLOOConfig(
@@ -214,7 +213,8 @@ def least_operations(products: int) -> float:
     queries are left out, a few percent. A pass backward through frozen weights costs as much as
     one forward, since only what flows to the adapters is needed. Each product is encoded for
     sampling, for the loss (forward and backward) and for the anchor; each query's tokens go through
-    the decoder and the head for the same three, and once more through MiniLM with their product.
+    the decoder and the head for the same three, and once more through MiniLM with their product, of
+    whose last layer all but queries, keys and values is for the first token alone.
     """
     width, inner, layers, vocabulary = 512, 2_048, 6, 32_128
     encoder_weights = layers * (4 * width**2 + 2 * width * inner)
@@ -224,8 +224,9 @@ def least_operations(products: int) -> float:
     passes = 4  # sampling; loss forward and backward; anchor
     encoder = passes * 2 * products * 128 * (encoder_weights + keys_and_values)
     decoder = passes * 2 * queries * QUERY_TOKENS * decoder_weights
-    minilm = 6 * (4 * 384**2 + 2 * 384 * 1_536)
-    scorer = 2 * queries * (128 + QUERY_TOKENS + 3) * minilm
+    attention, rest = 3 * 384**2, 384**2 + 2 * 384 * 1_536  # of a layer of MiniLM
+    pair = (128 + QUERY_TOKENS + 3) * (5 * (attention + rest) + attention) + rest
+    scorer = 2 * queries * pair
     return float(encoder + decoder + scorer)
 
 

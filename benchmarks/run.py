@@ -79,8 +79,9 @@ def measured_work(name: str, inputs: Path, quick: bool, rounds: int) -> dict:
         judged = 233_448 * queries // 480
         write_full_size_wands(inputs / f"wands_{queries}", queries=queries, judgements=judged)
     measured = measure(work, inputs, sizes, rounds)
-    if name == "rl_step":
+    if hasattr(work, "BFLOAT16"):
         add_bfloat16(measured, work)
+    if name == "rl_step":
         add_floor(measured, work)
     return measured
 
@@ -125,12 +126,12 @@ def run_once(work, environment: str, name: str, inputs: Path, sizes: dict) -> di
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def add_bfloat16(measured: dict, rl_step) -> None:
-    """Add how our step at its fastest setting compares with the peers."""
+def add_bfloat16(measured: dict, work) -> None:
+    """Add how we compare with the peers at our fastest setting."""
     rates = {name: row["rate"] for name, row in measured["contestants"].items()}
     measured["bfloat16"] = [
-        {"contestant": name, "goal": goal, "ratio": rates[rl_step.BFLOAT16] / rates[name]}
-        for name, goal in rl_step.BFLOAT16_GOALS.items()
+        {"contestant": name, "goal": goal, "ratio": rates[work.BFLOAT16] / rates[name]}
+        for name, goal in work.BFLOAT16_GOALS.items()
     ]
 
 
@@ -175,9 +176,10 @@ def as_table(result: dict) -> str:
                 f"{'' if is_ours else format(row['goal'], 'g') + ' x'} | "
                 f"{row['peak_memory_mib']:,.0f} MiB |"
             )
-    for row in result["works"].get("rl_step", {}).get("bfloat16", []):
-        told = f"{row['ratio']:.2f} x {row['contestant']}, goal {row['goal']:g} x"
-        lines += ["", f"rl_step in bfloat16 is {told}"]
+    for name, work in result["works"].items():
+        for row in work.get("bfloat16", []):
+            told = f"{row['ratio']:.2f} x {row['contestant']}, goal {row['goal']:g} x"
+            lines += ["", f"{name} in bfloat16 is {told}"]
     if floor := result["works"].get("rl_step", {}).get("floor"):
         lines += ["", f"rl_step: {floor['time_over_floor']:.2f} times the machine's least time"]
     return "\n".join(lines)

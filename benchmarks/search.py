@@ -5,8 +5,10 @@ from measure import arguments, read, tell, timed
 
 UNIT = "searches"
 OURS = "agr_trl"
-CONTESTANTS = {OURS: PROJECT, "rank-bm25 and CrossEncoder": "rank_bm25"}
-GOALS = dict.fromkeys(list(CONTESTANTS)[1:], 2.0)
+BFLOAT16 = "agr_trl, bfloat16 autocast"
+PEER = "rank-bm25 and CrossEncoder"
+CONTESTANTS = {OURS: PROJECT, BFLOAT16: PROJECT, PEER: "rank_bm25"}
+GOALS = BFLOAT16_GOALS = {PEER: 2.0}
 SIZES = {"queries": 32}
 QUICK = {"queries": 4}
 CANDIDATES = 100
@@ -15,7 +17,7 @@ BEST = 10
 
 def searcher_of(name: str, model: str, texts: list[str]):
     """Return a function from a query to the positions of its best products."""
-    if name == OURS:
+    if name != PEER:
         import pandas as pd
 
         from agr_trl import Retriever
@@ -30,7 +32,9 @@ def searcher_of(name: str, model: str, texts: list[str]):
         )
         dataset = RelevanceDataset(products, queries, judgements, True, 2)
         index = BM25Index(dataset.documents)
-        search = ProductSearch(dataset, index, Retriever.from_pretrained(model).score)
+        retriever = Retriever.from_pretrained(model)
+        retriever.bfloat16 = name == BFLOAT16
+        search = ProductSearch(dataset, index, retriever.score)
         return lambda query: search.search(query, BEST, CANDIDATES)["product_id"].tolist()
     import numpy as np
     from rank_bm25 import BM25Okapi

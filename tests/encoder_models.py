@@ -15,6 +15,7 @@ from transformers import (
     BertTokenizer,
     DebertaV2Config,
     DebertaV2Tokenizer,
+    ElectraConfig,
     ModernBertConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -132,6 +133,7 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any], Any]] = {
     "minilm": (BertConfig, {**POSITIONS, "num_attention_heads": 4}, wordpiece),
     "roberta": (RobertaConfig, ROBERTA | MORE_POSITIONS, roberta_pieces),
     "xlm-roberta": (XLMRobertaConfig, ROBERTA | MORE_POSITIONS, xlm_roberta_pieces),
+    "electra": (ElectraConfig, {**POSITIONS, "embedding_size": 16}, wordpiece),
     "deberta-v3": (DebertaV2Config, DEBERTA_V3 | POSITIONS, deberta_pieces),
     "modernbert": (ModernBertConfig, MODERNBERT | POSITIONS, modernbert_pieces),
 }

@@ -341,7 +341,8 @@ def test_bare_commands_as_processes(tmp_path):
     search = str(RECIPES / "search.py")
     found = run_command([search, "small velvet couch", "--top_k=2"], tmp_path)
     assert len(found.stdout.strip().splitlines()) == 3
-    found = run_command([search, "--interactive", "--top_k=2"], tmp_path, stdin="velvet couch\n\n")
+    rounded = [search, "--interactive", "--top_k=2", "--retriever_bfloat16=true"]
+    found = run_command(rounded, tmp_path, stdin="velvet couch\n\n")
     assert len(found.stdout.strip().splitlines()) == 3
     assert not list(tmp_path.glob("runs/*/metrics.json"))
 

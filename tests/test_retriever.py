@@ -99,6 +99,44 @@ def test_score_keeps_the_training_mode_and_freeze_ends_it():
     assert not retriever.model.training
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_layer_finishes_what_the_head_reads(family, tmp_path):
+    plain, tokenizer = save_checkpoint(tmp_path, family, labels=1)
+    retriever = Retriever.from_pretrained(str(tmp_path))
+    retriever.model.eval()
+    batch = tokenizer(QUERIES, DOCUMENTS, padding=True, return_tensors="pt")
+    tokens = [], []
+    for model, seen in zip((plain, retriever.model), tokens, strict=True):
+        for name, part in model.named_modules():
+            if name.endswith(".intermediate"):
+                part.register_forward_pre_hook(lambda _, a, seen=seen: seen.append(a[0].shape[1]))
+        model(**batch).logits.sum().backward()
+    length = batch["input_ids"].shape[1]
+    if family == "modernbert":  # its layers have other names, and its head reads all tokens
+        assert tokens == ([], [])
+    else:
+        assert tokens[0] == [length] * plain.config.num_hidden_layers
+        last = length if family == "deberta-v3" else 1
+        assert tokens[1] == [*tokens[0][:-1], last]
+    learned = dict(retriever.model.named_parameters())
+    for name, parameter in plain.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(learned[name].grad, parameter.grad, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        again = Retriever(retriever.model, tokenizer, MAX_TOKENS).score(QUERIES, DOCUMENTS)
+        assert again == pytest.approx(plain(**batch).logits[:, 0].numpy(), abs=1e-5)
+
+
+def test_bfloat16_changes_scores_by_its_rounding_alone():
+    retriever = build_retriever()
+    exact = retriever.score(QUERIES, DOCUMENTS)
+    retriever.bfloat16 = True
+    rounded = retriever.score(QUERIES, DOCUMENTS)
+    assert rounded.dtype == np.float32
+    assert not np.array_equal(rounded, exact)
+    assert rounded == pytest.approx(exact, abs=0.02)
+
+
 # --- Saving and loading --------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from agr_trl.rewards import (
 )
 from agr_trl.search import BM25Index
 from agr_trl.seq2seq_trainer import Seq2SeqRLOOTrainer
+from agr_trl.stages import attack_rewards
 
 QUERIES = ["red chair", "", "desk lamp", "?"]
 LOGITS = np.array([0.0, -4.0, -10.0, 10.0, -1000.0], dtype=np.float32)
@@ -43,6 +44,16 @@ def test_capped_loss_by_hand():
     expected = [math.log(2) / 4, 1, 1, 4.54e-5 / 4, 1]
     assert reward().shape(LOGITS).tolist() == pytest.approx(expected, abs=1e-6)
     assert reward(loss_cap_nats=1).shape(LOGITS)[0] == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_the_attacked_retriever_scores_in_the_generators_precision():
+    relevance, acceptance = WordOverlap(), AcceptanceFilter(RewardArguments(), BM25Index(DOCUMENTS))
+    for bfloat16 in (True, False):
+        retriever = build_retriever()
+        loss = attack_rewards(retriever, relevance, acceptance, None, DOCUMENTS, bfloat16=bfloat16)[
+            0
+        ]
+        assert loss.retriever is retriever and retriever.bfloat16 is bfloat16
 
 
 def test_uncertainty_by_hand():
