@@ -3,8 +3,8 @@
 TRL samples and scores `prompt + completion` as one sequence, which an encoder-decoder has not. One
 mixin replaces how token ids are generated and how they are scored; groups, rewards, baselines, KL,
 gathering, logging, checkpoints and resume stay TRL's. A third override cuts long prompts, which TRL
-no longer does and which models with learned positions (BART: 1024) need; a fourth, `log`, keeps
-texts from giving orders to the terminal.
+no longer does and which models with learned positions (BART: 1024) need; `train` saves casts under
+bf16, and `log` keeps texts from giving orders to the terminal.
 
 Left out, because the sampled distribution must be the scored one, in plain data-parallel training:
 vLLM and continuous batching, top-k/top-p/min-p and penalties, images, chat and tools, sharded
@@ -17,7 +17,7 @@ C completion tokens, V vocabulary.
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad, selective_log_softmax, selective_log_softmax_and_entropy
 
+from agr_trl.cast_once import cast_once
 from agr_trl.encode_once import encode_once
 from agr_trl.errors import UserError
 from agr_trl.report_text import visible
@@ -331,6 +332,12 @@ class _Seq2SeqMixin:
         self._decoder_prefix = decoder_prefix(base)
         self.generation_config.decoder_start_token_id = self._decoder_prefix[0]
         self.generation_config.update(**GREEDY)  # tokens are drawn by `Sampler`
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """Train as TRL does; under bf16 autocast with frozen weights that are cast once."""
+        is_bfloat16 = self.accelerator.mixed_precision == "bf16"
+        with cast_once(self.model, torch.bfloat16) if is_bfloat16 else nullcontext():
+            return super().train(*args, **options)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as TRL does, with control characters of the texts written out: rich prints them."""

@@ -18,6 +18,7 @@ from seq2seq_models import (
     build_trainer,
     parameters_of,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertConfig,
     BertLMHeadModel,
@@ -244,6 +245,44 @@ def test_below_float32_old_scores_are_a_pass_of_their_own(tmp_path):
     count_rows(first_encoder_layer(trainer.model), rows)
     trainer.train()
     assert rows == [2, 2, 2]  # sampling, old scores, the loss; the reference has its own encoder
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_bfloat16_casts_a_frozen_weight_once_and_gives_the_same_adapter(
+    family, tmp_path, monkeypatch
+):
+    def train(name: str) -> tuple[int, dict[str, torch.Tensor]]:
+        model = build_model(family)
+        shapes = {m.weight.shape for m in model.modules() if isinstance(m, torch.nn.Linear)}
+        trainer = build_trainer(
+            model, tmp_path / name, options={"peft_config": lora()}, max_steps=2, bf16=True
+        )
+        with CastCounter(shapes) as counter:
+            trainer.train()
+        assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+        return counter.casts, parameters_of(trainer.model)
+
+    once, adapter = train("once")
+    monkeypatch.setattr(seq2seq_trainer, "cast_once", lambda model, dtype: nullcontext())
+    each, same = train("each")
+    linear = sum(isinstance(m, torch.nn.Linear) for m in build_model(family).modules())
+    assert once == linear
+    assert each > 10 * linear
+    assert all(weight.equal(same[name]) for name, weight in adapter.items())
+
+
+class CastCounter(TorchDispatchMode):
+    """Counts casts of tensors with one of `shapes` from float32 to bfloat16."""
+
+    def __init__(self, shapes: set[torch.Size]) -> None:
+        super().__init__()
+        self.shapes, self.casts = shapes, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        is_cast = func is torch.ops.aten._to_copy.default and output.dtype == torch.bfloat16
+        self.casts += is_cast and args[0].shape in self.shapes
+        return output
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
