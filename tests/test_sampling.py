@@ -37,6 +37,27 @@ def test_the_log_probability_of_each_draw_is_kept():
     )
 
 
+def test_a_vocabulary_of_many_blocks_is_drawn_from_as_its_distribution_function_says():
+    """Against the look-up in one sum over all tokens; 300 is two blocks and a short one."""
+    torch.manual_seed(0)
+    for size in (300, 256, 128, 5):
+        logits = 3 * torch.randn(2_000, size)
+        logits[:, ::3] = -torch.inf
+        sampler = Sampler(0.7)
+        torch.manual_seed(1)
+        drawn = drawn_by(sampler, logits)
+        torch.manual_seed(1)
+        uniform = torch.rand(len(logits), 1, dtype=torch.float64)
+        logps = (logits / 0.7).log_softmax(1)
+        below = logps.double().exp().cumsum(1)
+        expected = torch.searchsorted(below, uniform * below[:, -1:], right=True)[:, 0]
+        assert (drawn == expected).float().mean() > 0.999  # but for rounding at an edge
+        assert drawn.remainder(3).ne(0).all()
+        torch.testing.assert_close(
+            sampler.log_probabilities, logps.gather(1, drawn[:, None]), atol=1e-5, rtol=0
+        )
+
+
 def test_the_last_token_can_be_drawn_and_nothing_beyond_it(monkeypatch):
     logits = torch.tensor([[0.0, 0.0, 0.0]])
     for uniform, token in ((0.0, 0), (0.34, 1), (1 - 1e-16, 2), (1.0, 2)):
