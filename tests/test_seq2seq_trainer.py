@@ -26,6 +26,8 @@ from transformers import (
     ProphetNetConfig,
     ProphetNetForConditionalGeneration,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import GRPOConfig, RLOOConfig
 from trl.trainer.utils import pad
 
@@ -77,8 +79,8 @@ def score(
     )
 
 
-def sample(trainer: Any) -> tuple[list[list[int]], list[list[int]]]:
-    prompts, _, _ = trainer._tokenize_prompts(GROUP)
+def sample(trainer: Any, texts: list[str] = GROUP) -> tuple[list[list[int]], list[list[int]]]:
+    prompts, _, _ = trainer._tokenize_prompts(texts)
     return prompts, trainer._sample(prompts)[0]
 
 
@@ -205,19 +207,47 @@ def test_a_step_encodes_each_distinct_prompt_once_per_pass(family, tmp_path):
     assert attended == [3]  # of 8 rows
 
 
-def test_sharing_the_encoder_changes_neither_scores_nor_gradients(tmp_path, monkeypatch):
-    trainer = build_trainer(build_model("t5"), tmp_path)
-    prompts, completions = sample(trainer)
+@pytest.mark.parametrize("texts", [GROUP, GROUP[:3] * 3, PROMPTS])  # uneven, even, all differ
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharing_the_encoder_changes_neither_scores_nor_gradients(
+    family, texts, tmp_path, monkeypatch
+):
+    trainer = build_trainer(build_model(family), tmp_path)
+    prompts, completions = sample(trainer, texts)
 
     def scores_and_gradients():
         trainer.model.zero_grad()
         logps = score(trainer, prompts, completions)[0]
         logps.sum().backward()
-        return logps.detach(), {n: p.grad.clone() for n, p in trainer.model.named_parameters()}
+        learned = trainer.model.named_parameters()
+        return logps.detach(), {n: p.grad.clone() for n, p in learned if p.grad is not None}
 
     shared = scores_and_gradients()
+    torch.manual_seed(0)
+    with_sharing = trainer._sample(prompts)
     monkeypatch.setattr(seq2seq_trainer, "encode_once", lambda model: nullcontext())
     torch.testing.assert_close(shared, scores_and_gradients(), atol=1e-4, rtol=1e-4)
+    torch.manual_seed(0)
+    without = trainer._sample(prompts)
+    assert with_sharing[0] == without[0]
+    torch.testing.assert_close(with_sharing[1], without[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["t5", "mt5", "bart", "mbart"])
+def test_queries_of_a_product_read_its_keys_once(family, tmp_path, monkeypatch):
+    trainer = build_trainer(build_model(family), tmp_path)
+    rows: list[int] = []  # of keys, at each attention
+
+    def counting(module: Any, query: Any, key: Any, *args: Any, **options: Any) -> Any:
+        rows.append(len(key))
+        return sdpa_attention_forward(module, query, key, *args, **options)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", counting)
+    trainer._sample(trainer._tokenize_prompts(PROMPTS[:2] * 4)[0])
+    # The encoder's 2 layers on 2 rows; for each token a layer's 8 own rows, and 2 of the encoder's.
+    assert set(rows) == {2, 8}
+    assert rows.count(2) == 2 + rows.count(8)
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is counting  # nothing left behind
 
 
 def test_old_scores_from_sampling_train_as_a_pass_of_their_own_does(tmp_path, monkeypatch):
