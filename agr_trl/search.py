@@ -72,13 +72,14 @@ class BM25Index:
         Raises `UserError` when no document holds a word.
         """
         self._stemmer = Stemmer.Stemmer("english")
-        tokens = self._tokenize(documents, shows_progress())
-        if not any(tokens):
+        # As numbers: bm25s would make words of them, and numbers of the words again.
+        tokens = self._tokenize(documents, shows_progress(), return_ids=True)
+        if not any(tokens.ids):
             raise UserError(
-                f"cannot index a catalogue of {len(tokens)} documents that hold no word; "
+                f"cannot index a catalogue of {len(documents)} documents that hold no word; "
                 "give at least one product a title or a description"
             )
-        self._size = len(tokens)
+        self._size = len(documents)
         self._model = bm25s.BM25(**BM25_SETTINGS)
         self._model.index(tokens, show_progress=shows_progress())
 
@@ -142,13 +143,16 @@ class BM25Index:
             scores[rows] = document_scores[indices[rows]]
         return scores
 
-    def _tokenize(self, texts: Sequence[str], show_progress: bool = False) -> list[list[str]]:
+    def _tokenize(
+        self, texts: Sequence[str], show_progress: bool = False, return_ids: bool = False
+    ) -> Any:
+        """Return the words of each text; with `return_ids` their numbers and the vocabulary."""
         return bm25s.tokenize(
             list(texts),
             token_pattern=TOKEN_PATTERN,
             stopwords=[],
             stemmer=self._stemmer,
-            return_ids=False,
+            return_ids=return_ids,
             show_progress=show_progress,
         )
 
