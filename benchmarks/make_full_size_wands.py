@@ -52,11 +52,17 @@ def write_full_size_wands(
     _write(folder / "product.csv", PRODUCT_HEADER, _product_rows(rng, vocabulary, titles))
     # Some ids are skipped, as in the published files.
     query_ids = np.sort(rng.choice(queries + 8, queries, replace=False))
-    texts = zipf_texts(rng, vocabulary, rng.integers(1, 6, queries))
-    rows = zip(query_ids, texts, rng.choice(vocabulary[:500], queries), strict=True)
-    _write(folder / "query.csv", ["query_id", "query", "query_class"], rows)
+    lengths = rng.integers(1, 6, queries)
+    texts = zipf_texts(rng, vocabulary, lengths)
+    classes = rng.choice(vocabulary[:500], queries)
     pairs = np.sort(rng.choice(products * queries, judgements, replace=False))
     labels = rng.choice(list(SHARES), judgements, p=list(SHARES.values()))
+    # A query names one of its exact products, or nothing could be mined below that one's score.
+    exact = pairs[labels == "Exact"]
+    for query, first in zip(*np.unique(exact // products, return_index=True), strict=True):
+        texts[query] = " ".join(titles[exact[first] % products].split()[: lengths[query]])
+    rows = zip(query_ids, texts, classes, strict=True)
+    _write(folder / "query.csv", ["query_id", "query", "query_class"], rows)
     ids = np.sort(rng.choice(judgements + 567, judgements, replace=False))
     label_rows = zip(ids, query_ids[pairs // products], pairs % products, labels, strict=True)
     _write(folder / "label.csv", ["id", "query_id", "product_id", "label"], label_rows)
