@@ -64,9 +64,7 @@ class _DistinctRows:
     """What the hooks of one context know of its batch."""
 
     def __init__(self) -> None:
-        self.place: Tensor | None = (
-            None  # (B,), the distinct row that each row is; None: all differ
-        )
+        self.place: Tensor | None = None  # (B,), each row's distinct one; None where all differ
         self.mask: Tensor | None = None  # (n, P), of the distinct rows
         self.encoded: Tensor | None = None  # (n, P, width), what was encoded
         self.repeated: Tensor | None = None  # (B, P, width), what the decoder is given, or None
