@@ -22,6 +22,10 @@ from agr_trl.search import BM25Index
 
 logger = logging.getLogger(__name__)
 
+LONG_LESSON = 500  # steps, in which the match of words is found, if at all
+NOTHING_LEARNED = (
+    0.65  # nats, the mean of a lesson: chance is ln 2 = .693, and .16 to .46 were good
+)
 SPANS = 4  # queries of each title in a lesson from S
 PAIRS_OF_A_QUERY = 4  # its own product, two of BM25's best and a random one
 
@@ -34,13 +38,23 @@ def new_or_loaded_retriever(
     The lesson is self-supervised (as the inverse cloze task, Lee et al., arXiv 1906.00300): words
     of a product's title against its own title or a random one's. It sees no judgement, and stands
     in for the pretraining that any downloaded BERT has. Titles alone: in a few words the match is
-    found in some 500 steps, in whole documents not within a thousand.
+    found in some 500 steps, in whole documents not within a thousand. It is found at once or not at
+    all, and rounding may decide which; so a long lesson that found nothing is given again to a
+    retriever of other random weights, twice at the most.
     """
     retriever = load_retriever(args, dataset.documents)
     steps = args.new_retriever_steps
-    if args.retriever_name_or_path == "new" and steps:
-        logger.info("a new retriever learns to match words, %d steps", steps)
-        _teach(retriever, matching_pairs(dataset, seed), steps, seed)
+    if args.retriever_name_or_path != "new" or not steps:
+        return retriever
+    logger.info("a new retriever learns to match words, %d steps", steps)
+    pairs = matching_pairs(dataset, seed)
+    for attempt in range(3):
+        if attempt:
+            logger.warning("it found no match; another one learns")
+            retriever = load_retriever(args, dataset.documents)
+        loss = _teach(retriever, pairs, steps, seed + attempt)
+        if loss < NOTHING_LEARNED or steps < LONG_LESSON:
+            break
     return retriever
 
 
@@ -62,7 +76,8 @@ def matching_pairs(dataset: RelevanceDataset, seed: int) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _teach(retriever: Retriever, pairs: pd.DataFrame, steps: int, seed: int) -> None:
+def _teach(retriever: Retriever, pairs: pd.DataFrame, steps: int, seed: int) -> float:
+    """Train on the pairs and return the mean L_R of all steps, in nats."""
     pairs = pairs.sample(min(len(pairs), steps * 64), random_state=seed, ignore_index=True)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
@@ -78,7 +93,8 @@ def _teach(retriever: Retriever, pairs: pd.DataFrame, steps: int, seed: int) -> 
             report_to="none",
             logging_steps=100,
         )
-        retriever_trainer(retriever, args, pairs, pairs.head(64), lambda _: {}).train()
+        trainer = retriever_trainer(retriever, args, pairs, pairs.head(64), lambda _: {})
+        return float(trainer.train().training_loss)
 
 
 def distillation_pairs(

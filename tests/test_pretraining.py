@@ -129,3 +129,24 @@ def test_distillation_pairs_are_as_many_as_the_steps_need(dataset):
     assert few["query"].nunique() <= 5 and len(few) <= 20
     assert few.equals(distillation_pairs(dataset, index, WordOverlap(), 20, seed=0))
     assert not few.equals(distillation_pairs(dataset, index, WordOverlap(), 20, seed=1))
+
+
+def test_a_long_lesson_that_found_nothing_is_given_to_another_retriever(dataset, monkeypatch):
+    losses, taught = iter([0.69, 0.3]), []
+
+    def teach(retriever, pairs, steps, seed):
+        taught.append((weights_of(retriever.model), seed))
+        return next(losses)
+
+    monkeypatch.setattr(pretraining, "_teach", teach)
+    retriever = new_or_loaded_retriever(settings(500), dataset, seed=7)
+    (first, _), (second, _) = taught
+    assert [seed for _, seed in taught] == [7, 8]
+    assert any(not first[name].equal(second[name]) for name in first)
+    assert all(value.equal(second[name]) for name, value in weights_of(retriever.model).items())
+
+    losses = iter([0.69])  # a short one is not expected to find it
+    new_or_loaded_retriever(settings(499), dataset, seed=7)
+    losses = iter([0.69] * 3)
+    new_or_loaded_retriever(settings(500), dataset, seed=7)
+    assert next(losses, None) is None
