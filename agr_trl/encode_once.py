@@ -122,14 +122,13 @@ class _DistinctRows:
         The queries of a distinct row stand one behind the other: (n, H, B / n * C, d).
         """
         options["position_bias"] = position_bias
-        if len(key) == len(query):
-            return self.plain_attention(module, query, key, value, attention_mask, **options)
-        assert self.place is not None and self.by_row is not None
-        if not self.is_even:
+        if len(key) < len(query) and not self.is_even:
             key, value = key[self.place], value[self.place]
             if attention_mask is not None:
                 attention_mask = attention_mask[self.place]
+        if len(key) == len(query):
             return self.plain_attention(module, query, key, value, attention_mask, **options)
+        assert self.by_row is not None
         group = len(query) // len(key)
         query = query[self.by_row].unflatten(0, (-1, group)).transpose(1, 2).flatten(2, 3)
         # The C positions of each mask, once for each of the group; one position is for all.

@@ -23,9 +23,7 @@ from agr_trl.search import BM25Index
 logger = logging.getLogger(__name__)
 
 LONG_LESSON = 500  # steps, in which the match of words is found, if at all
-NOTHING_LEARNED = (
-    0.65  # nats, the mean of a lesson: chance is ln 2 = .693, and .16 to .46 were good
-)
+NOTHING_LEARNED = 0.65  # nats, a lesson's mean: .693 is chance, those that found it had .16 to .46
 SPANS = 4  # queries of each title in a lesson from S
 PAIRS_OF_A_QUERY = 4  # its own product, two of BM25's best and a random one
 

@@ -50,10 +50,10 @@ def test_the_attacked_retriever_scores_in_the_generators_precision():
     relevance, acceptance = WordOverlap(), AcceptanceFilter(RewardArguments(), BM25Index(DOCUMENTS))
     for bfloat16 in (True, False):
         retriever = build_retriever()
-        loss = attack_rewards(retriever, relevance, acceptance, None, DOCUMENTS, bfloat16=bfloat16)[
-            0
-        ]
-        assert loss.retriever is retriever and retriever.bfloat16 is bfloat16
+        rewards = attack_rewards(
+            retriever, relevance, acceptance, None, DOCUMENTS, bfloat16=bfloat16
+        )
+        assert rewards[0].retriever is retriever and retriever.bfloat16 is bfloat16
 
 
 def test_uncertainty_by_hand():
