@@ -145,8 +145,7 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
             )
     with exclusive(folder):
         begin_run_folder(recipe, folder, dataset, FREE_SETTINGS)
-        _save_catalogue_vectors(recipe, folder, dataset)
-        recipe = _with_shared_start(recipe, folder, dataset)
+        recipe = _with_shared_start(AdversarialRun(recipe, dataset), folder)
         missing = [job for job in jobs if _missing_arms(folder, comparison, *job)]
         logger.info("%d of %d folds are missing", len(missing), len(jobs))
         if comparison.workers == 1:
@@ -186,38 +185,31 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _save_catalogue_vectors(recipe: Recipe, folder: Path, dataset: RelevanceDataset) -> None:
-    """Embed the catalogue once for all folds; hours would go into doing it in each."""
-    file = folder / VECTORS_FILE
-    if file.is_file():
-        return
-    name = recipe["reward"].values["relevance_model"]
-    scorer = load_relevance_scorer(name, dataset.documents)
-    partial = file.with_suffix(".partial.npy")
-    np.save(partial, scorer.embed(dataset.documents))
-    partial.replace(file)
+def _with_shared_start(run: AdversarialRun, folder: Path) -> Recipe:
+    """Do once for all folds what reads no judgement; return the settings of the folds.
 
-
-def _with_shared_start(recipe: Recipe, folder: Path, dataset: RelevanceDataset) -> Recipe:
-    """Teach R once for all folds what it learns from the catalogue alone, without judgements.
-
-    That is the first lesson of a 'new' retriever and the distillation of S.
+    The catalogue is embedded, and R learns what it learns from the catalogue alone: the first
+    lesson of a 'new' retriever, or the distillation of S.
     """
-    run = AdversarialRun(recipe, dataset)
-    if run.retriever_args.retriever_name_or_path != "new" and not run.loop.distillation_steps:
-        return recipe
-    path = folder / START
-    if not path.is_dir():
+    vectors, start = folder / VECTORS_FILE, folder / START
+    is_taught = run.retriever_args.retriever_name_or_path == "new" or run.loop.distillation_steps
+    if not vectors.is_file():
+        partial = vectors.with_suffix(".partial.npy")
+        np.save(partial, run.relevance.embed(run.dataset.documents))
+        partial.replace(vectors)
+    if not is_taught:
+        return run.recipe
+    if not start.is_dir():
         set_seed(run.seed)
-        partial = path.with_suffix(".partial")
+        partial = start.with_suffix(".partial")
         if run.loop.distillation_steps:
-            run.relevance.remember(dataset.documents, np.load(folder / VECTORS_FILE))
+            run.relevance.remember(run.dataset.documents, np.load(vectors))
             run.distil_relevance(partial, 0)
         else:
-            new_or_loaded_retriever(run.retriever_args, dataset, run.seed).save(partial)
-        partial.replace(path)
-    return recipe.replaced(
-        {"": {"distillation_steps": 0}, "retriever": {"retriever_name_or_path": str(path)}}
+            new_or_loaded_retriever(run.retriever_args, run.dataset, run.seed).save(partial)
+        partial.replace(start)
+    return run.recipe.replaced(
+        {"": {"distillation_steps": 0}, "retriever": {"retriever_name_or_path": str(start)}}
     )
 
 

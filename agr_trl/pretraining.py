@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from agr_trl.config import RetrieverArguments
 from agr_trl.data import RelevanceDataset
+from agr_trl.errors import UserError
 from agr_trl.generator import pseudo_queries, title_spans
 from agr_trl.negatives import mine_negatives
 from agr_trl.relevance import RelevanceScorer
@@ -52,7 +53,12 @@ def new_or_loaded_retriever(
             retriever = load_retriever(args, dataset.documents)
         loss = _teach(retriever, pairs, steps, seed + attempt)
         if loss < NOTHING_LEARNED or steps < LONG_LESSON:
-            break
+            return retriever
+    logger.warning(
+        "the new retriever found no match of words in %d steps and knows nothing; raise "
+        "`new_retriever_steps`, or start from pretrained weights",
+        steps,
+    )
     return retriever
 
 
@@ -102,12 +108,15 @@ def distillation_pairs(
 
     Queries are runs of title words; each meets its own product, two of BM25's best fifty and a
     random one. The label is the rank of S among these pairs, in (0, 1): the order is what is to
-    be learned, and S itself moves within a small part of its range. No judgement is read.
+    be learned, and S itself moves within a small part of its range. No judgement is read. Raises
+    `UserError` where no title has a word.
     """
     titles = dataset.products["title"]
     spans = pd.DataFrame({"query": title_spans(titles, SPANS, seed)}).explode("query")
     spans = spans.reset_index(names="product_index").drop_duplicates()
     spans = spans[spans["query"] != ""]
+    if spans.empty:
+        raise UserError("no title has a word for `distillation_steps` to teach; set it to 0")
     spans = spans.sample(min(len(spans), size // PAIRS_OF_A_QUERY), random_state=seed)
     queries, own = spans["query"].to_numpy(), spans["product_index"].to_numpy()
     mined = mine_negatives(

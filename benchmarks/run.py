@@ -28,7 +28,7 @@ from environments import PROJECT, python_of
 from inputs import write_inputs
 from make_full_size_wands import write_full_size_wands
 
-from agr_trl.runtime import commit, hardware, read_json, write_json
+from agr_trl.runtime import commit, hardware, read_json, run_recipe, write_json
 
 HERE = Path(__file__).parent
 WORKS = ("rl_step", "write_queries", "score_pairs", "train_retriever", "search", "load_data")
@@ -186,4 +186,4 @@ def as_table(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

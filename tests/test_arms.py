@@ -169,7 +169,8 @@ def test_lessons_without_judgements_are_given_once_for_all_folds(finished, monke
     assert start.is_file() and not list(folder.glob("seed_*/**/distil*"))
     monkeypatch.setattr(AdversarialRun, "distil_relevance", lambda *_: pytest.fail("given again"))
     recipe = comparison(config, folder)
-    shared = _with_shared_start(recipe, folder, load_dataset(recipe[""].build()[1]))
+    run = AdversarialRun(recipe, load_dataset(recipe[""].build()[1]))
+    shared = _with_shared_start(run, folder)
     assert shared[""].values["distillation_steps"] == 0
     assert shared["retriever"].values["retriever_name_or_path"] == str(start.parent)
 

@@ -1,6 +1,7 @@
 """What a retriever learns before any judgement: words of titles, and S."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from toy_shop import TITLES, build_dataset, weights_of
 
 from agr_trl import pretraining
 from agr_trl.config import RetrieverArguments
+from agr_trl.errors import UserError
 from agr_trl.losses import relevance_bce
 from agr_trl.pretraining import distillation_pairs, matching_pairs, new_or_loaded_retriever
 from agr_trl.retriever import load_retriever
@@ -131,7 +133,16 @@ def test_distillation_pairs_are_as_many_as_the_steps_need(dataset):
     assert not few.equals(distillation_pairs(dataset, index, WordOverlap(), 20, seed=1))
 
 
-def test_a_long_lesson_that_found_nothing_is_given_to_another_retriever(dataset, monkeypatch):
+def test_titles_without_words_teach_no_relevance(dataset):
+    blank = replace(dataset, products=dataset.products.assign(title="!!"))
+    index = BM25Index(blank.documents)
+    with pytest.raises(UserError, match="`distillation_steps`"):
+        distillation_pairs(blank, index, WordOverlap(), 20, seed=0)
+
+
+def test_a_long_lesson_that_found_nothing_is_given_to_another_retriever(
+    dataset, monkeypatch, caplog
+):
     losses, taught = iter([0.69, 0.3]), []
 
     def teach(retriever, pairs, steps, seed):
@@ -147,6 +158,8 @@ def test_a_long_lesson_that_found_nothing_is_given_to_another_retriever(dataset,
 
     losses = iter([0.69])  # a short one is not expected to find it
     new_or_loaded_retriever(settings(499), dataset, seed=7)
+    assert "knows nothing" not in caplog.text
     losses = iter([0.69] * 3)
     new_or_loaded_retriever(settings(500), dataset, seed=7)
     assert next(losses, None) is None
+    assert "knows nothing; raise `new_retriever_steps`" in caplog.text
