@@ -129,7 +129,7 @@ class Retriever:
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
         scores = np.empty(len(lengths), dtype=np.float32)
         device = self.model.device.type
-        batch_tokens = self.batch_tokens or (2_048 if device == "cpu" else 8_192)
+        batch_tokens = self.batch_tokens or (1_024 if device == "cpu" else 8_192)
         autocast = torch.autocast(device, torch.bfloat16, enabled=self.bfloat16)
         was_training = self.model.training
         self.model.eval()
