@@ -37,6 +37,7 @@ from agr_trl.generator import (
     warm_up_pairs,
     warm_up_trainer,
 )
+from agr_trl.small_models import build_small_t5
 
 SAMPLING = SamplingArguments(queries_per_product=3, max_query_tokens=6, sampling_batch_size=4)
 WARM_UP = WarmUpArguments(
@@ -300,6 +301,16 @@ def test_a_new_generator_begins_by_copying_its_prompt():
             likely = model(**encoded, decoder_input_ids=start).logits[0, -1].softmax(-1)
         lifts.append(likely[encoded["input_ids"].unique()].mean().item() * len(likely))
     assert sum(lifts) / len(lifts) > 1.5  # 1: no likelier than any other word
+
+
+def test_a_new_generator_reads_signs_as_pieces_of_their_own():
+    text = "cat.6 s/ftp cable (10-ft), white"
+    _, tokenizer = build_small_t5([text] * 3, width=32, layers=1, vocabulary_size=200)
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    assert {"(", ")", ",", "ft"} <= set(pieces)
+    assert not [piece for piece in pieces[:-1] if re.search(r"\w[^\w\s]|[(,/.-]\w", piece)]
 
 
 def test_a_warm_up_of_a_new_generator_lowers_its_loss(tmp_path):
