@@ -1,6 +1,7 @@
 """What every recipe needs around its work: logging, processes, seeds, files, errors as one line."""
 
 import errno
+import gc
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from filelock import FileLock, Timeout
 from huggingface_hub import get_token
+from torch import distributed
 from tqdm.auto import tqdm
 from transformers import Trainer
 
@@ -46,6 +48,7 @@ def run_recipe(main: Callable[[], None]) -> None:
     """
     try:
         main()
+        leave_process_group()
     except UserError as error:
         sys.stderr.write(f"error: {terminal_text(' '.join(str(error).split()))}\n")
         raise SystemExit(2) from None
@@ -60,6 +63,18 @@ def run_recipe(main: Callable[[], None]) -> None:
             f"the last finished step ({terminal_text(' '.join(str(error).split()))})\n"
         )
         raise SystemExit(2) from None
+
+
+def leave_process_group() -> None:
+    """End this process's part in a distributed run; nothing happens where it has none.
+
+    A trainer that is done but not yet collected keeps its group, and gloo's threads may then drop
+    a tensor while the interpreter shuts down: a finished run aborts, once in many. See
+    https://github.com/pytorch/pytorch/pull/179291. Call this when no trainer is referred to.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        gc.collect()
 
 
 def _is_full_disk(error: BaseException | None) -> bool:

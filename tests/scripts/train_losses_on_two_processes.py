@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from loss_scaling import train_generator, train_retriever
-from torch import distributed
+
+from agr_trl.runtime import leave_process_group
 
 
 def main() -> None:
@@ -16,9 +17,9 @@ def main() -> None:
     for train in (train_retriever, train_generator):
         report = train(output / "two", batch_size=4, accumulation=1)
         (output / f"{train.__name__}_{rank}.json").write_text(json.dumps(report))
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main()
+    leave_process_group()

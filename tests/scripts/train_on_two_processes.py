@@ -12,6 +12,8 @@ from peft import LoraConfig
 from seq2seq_models import build_model, build_trainer, sample_the_same, share_of_odd_tokens
 from torch import distributed
 
+from agr_trl.runtime import leave_process_group
+
 
 def main() -> None:
     output, adapter = Path(sys.argv[1]), sys.argv[2]
@@ -53,11 +55,19 @@ def main() -> None:
         "losses": [e["loss"] for e in trainer.state.log_history if "loss" in e],
         "parameters": [p.double().sum().item() for p in trainer.model.parameters()],
         "wrapped": wrapped,
+        "gloo_threads": gloo_threads(),
     }
     (output / f"rank{rank}.json").write_text(json.dumps(report))
-    distributed.destroy_process_group()
+
+
+def gloo_threads() -> list[str]:
+    """The names of this process's threads that move tensors between processes, on Linux."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main()
+    leave_process_group()
+    assert not gloo_threads(), "they could abort the interpreter's end"

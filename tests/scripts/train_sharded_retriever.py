@@ -17,6 +17,7 @@ from toy_shop import DOCUMENTS, QUERIES, build_retriever, training_options
 from transformers import TrainingArguments
 
 from agr_trl.retriever import dev_metrics, retriever_trainer
+from agr_trl.runtime import leave_process_group
 
 
 def main() -> None:
@@ -50,9 +51,9 @@ def main() -> None:
         report["scores"] = scores.tolist()
         retriever.save(output / "retriever")
     (output / f"rank{rank}.json").write_text(json.dumps(report))
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main()
+    leave_process_group()
