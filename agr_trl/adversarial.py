@@ -548,6 +548,11 @@ class AdversarialRun:
         scored = score_candidates(scorer, self.dataset, split, self.index)
         if self.dataset.has_ids and blend_weight is None and scorer is not None:
             blend_weight, _ = scored.choose_blend_weight(self.data_args.relevant_grade)
+            if blend_weight is None and self.loop.dev_metric.startswith("blend/"):
+                raise UserError(
+                    f"`dev_metric` is {self.loop.dev_metric}, but BM25 finds nothing to blend with "
+                    f"on {split}; take judged/ndcg@10"
+                )
         return scored.evaluate(blend_weight, self.data_args.relevant_grade)
 
     # --- Beginning and end -----------------------------------------------------------------------

@@ -125,16 +125,15 @@ def _search_tab(run: FinishedRun) -> None:
     )
     examples = run.example_queries()
     if examples:
-        gr.Examples(
+        labels = [visible(example) for example in examples]
+        shown = gr.Examples(
             [[example] for example in examples],
             query,
-            results,
-            lambda example: answer(example, run.can_blend),
-            run_on_click=True,
-            cache_examples=False,
             label="Judged queries",
-            example_labels=[visible(example) for example in examples],
+            example_labels=labels,
         )
+        # Not Examples' own `fn`, which knows neither the checkbox nor that models take turns.
+        shown.load_input_event.then(answer, [query, blended], results, **MODELS)
     results.render()
     gr.on([query.submit, blended.input], answer, [query, blended], results, **MODELS)
 

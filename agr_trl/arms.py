@@ -47,7 +47,9 @@ from agr_trl.stages import begin_run_folder, load_dataset
 logger = logging.getLogger(__name__)
 
 COSINE = "cosine"
-FREE_SETTINGS = ("dataset_path", "seeds", "arms", "ablations", "workers", "resamples")
+FREE_SETTINGS = (
+    *("dataset_path", "seeds", "arms", "ablations", "primary_metric", "workers", "resamples"),
+)
 VECTORS_FILE = "catalogue_vectors.npy"
 START = "starting_retriever"
 SHARED = ("index", "calibrated", "gold", "prompts")  # of the data, not of an arm's own settings
@@ -135,6 +137,7 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
     dataset = load_dataset(data_args)
     seeds = list(range(run_args.seed, run_args.seed + comparison.seeds))
     jobs = [(seed, fold) for seed in seeds for fold in range(comparison.folds)]
+    _check_primary_metric(comparison.primary_metric, dataset)
     for arm in (*comparison.arms, *comparison.ablation_changes):
         recipe.replaced(arm_changes(arm, recipe))  # refuses unknown settings before any work
     for name, changes in comparison.ablation_changes.items():
@@ -154,6 +157,17 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
         else:
             _run_folds(recipe, missing, comparison.workers)
     return folder, seeds
+
+
+def _check_primary_metric(name: str, dataset: RelevanceDataset) -> None:
+    """Raise `UserError` where the judgements cannot give the metric that is to be tested."""
+    if name != "pr_auc" and not dataset.has_ids:
+        raise UserError(f"`primary_metric` is {name}, but pairs have no rankings; take pr_auc")
+    judged = dataset.judgements[dataset.judgements["split"] != "test"]
+    if name == "pr_auc" and (judged["label"] >= 0.5).nunique() < 2:
+        raise UserError(
+            "`primary_metric` is pr_auc, but all judged pairs have one label; take judged/ndcg@10"
+        )
 
 
 def _run_folds(recipe: Recipe, jobs: list[tuple[int, int]], workers: int) -> None:

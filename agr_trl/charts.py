@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from agr_trl.report_text import metric_name
@@ -148,7 +149,7 @@ def line_chart(
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points if y is not None and math.isfinite(y)]
     y_values = ticks(*(limits or (min(ys), max(ys))), count=4)
-    digits = max(len(f"{y:g}".partition(".")[2]) for y in y_values)
+    digits = decimals(y_values)
     x_low, x_high = min(xs), max(xs)
     y_low, y_high = y_values[0], y_values[-1]
 
@@ -183,6 +184,12 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def decimals(values: Sequence[float]) -> int:
+    """Return how many digits after the point write every one of `values` out, as ticks have."""
+    exponents = [Decimal(str(value)).normalize().as_tuple().exponent for value in values]
+    return max(0, *(-exponent for exponent in exponents if isinstance(exponent, int)))
 
 
 def _is_number(value: float | None) -> bool:

@@ -19,6 +19,7 @@ from agr_trl.charts import (
     Frame,
     Line,
     Mark,
+    decimals,
     line_chart,
 )
 from agr_trl.charts import ticks as round_numbers
@@ -98,7 +99,7 @@ def forest(title: str, note: str, estimates: Sequence[Estimate], reference: floa
         values += [one.value, *(end for end in (one.low, one.high) if end is not None)]
         values += [reference - one.band, reference + one.band] if one.band is not None else []
     axis = round_numbers(min(values), max(values), 4)
-    digits = _digits(axis)
+    digits = decimals(axis)
 
     def place(value: float) -> float:
         across = (value - axis[0]) / (axis[-1] - axis[0])
@@ -141,7 +142,7 @@ def difference_bars(
     """
     differences = sorted((row["adversarial"] - row["control"] for row in rows), reverse=True)
     axis = round_numbers(-largest, largest, 6)
-    digits = _digits(axis)
+    digits = decimals(axis)
     width = (WIDTH - LEFT - RIGHT) / len(differences)
     drawn = width - 1 if width > MIN_GAPPED_WIDTH else width
 
@@ -210,10 +211,6 @@ def _band(
         return None
     left = place(reference - band)
     return left, round(place(reference + band) - left, 2)
-
-
-def _digits(axis: Sequence[float]) -> int:
-    return max(len(f"{value:g}".partition(".")[2]) for value in axis)
 
 
 def _axis_text(value: float, digits: int) -> str:

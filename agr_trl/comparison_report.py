@@ -59,7 +59,8 @@ AUDIT_COLUMNS = {
 }
 WORDS = {
     "arm": "A way to make synthetic queries; arms have the same judged data, number of rounds and "
-    "of synthetic pairs, filter, steps and tuning, and differ in nothing else.",
+    "of synthetic pairs, filter, steps and tuning, and differ in nothing else, but that an attack "
+    "may choose its hardest queries (hardest_of).",
     "fold, seed": "The judged queries are dealt into folds; each fold is scored by a model that "
     "was trained and chosen on the others, once for each seed.",
     "95 % interval": "Where the value lies in 95 % of the resamples of queries and seeds "

@@ -513,6 +513,10 @@ class ComparisonArguments:
         for arm in self.arms:
             if arm not in ARMS:
                 raise UserError(f"`arms` names `{arm}`; known are {', '.join(ARMS)}")
+        if "adversarial" not in self.arms:
+            raise UserError(
+                f"`arms` is {', '.join(self.arms)}; it must have adversarial, which is tested"
+            )
         for name, changes in self.ablation_changes.items():
             is_free = name not in (*ARMS, "bm25", "cosine", "shared")
             if not (is_free and re.fullmatch(r"\w+", name) and isinstance(changes, dict)):

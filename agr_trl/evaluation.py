@@ -18,6 +18,7 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from agr_trl.data import RelevanceDataset
+from agr_trl.data.tables import MAX_GRADE
 from agr_trl.errors import UserError
 from agr_trl.search import BM25Index, Scorer, blend, score_distinct
 
@@ -169,10 +170,13 @@ def ranking_per_query(
 
     `scores` has query_id, product_id, score; `judgements` query_id, product_id, grade. A query
     without scores gets 0. Gains are 2^grade - 1; relevant is grade >= `relevant_grade`. Equal
-    scores are ordered by product id, descending. Computed by trec_eval through ir_measures.
+    scores are ordered by product id, descending. Computed by trec_eval through ir_measures. Raises
+    `UserError` for a grade above `MAX_GRADE`.
     """
     if relevant_grade < 1:
         raise UserError(f"`relevant_grade` is {relevant_grade}; it must be at least 1")
+    if (best := judgements["grade"].max()) > MAX_GRADE:
+        raise UserError(f"a grade is {best:g}; map ratings to the grades 0 to {MAX_GRADE}")
     best_grade = judgements.groupby("query_id")["grade"].transform("max")
     judgements = judgements[best_grade >= relevant_grade]
     # ir_measures leaves exponential gains to a perl program, so the grades carry them instead.
@@ -275,12 +279,12 @@ class ScoredCandidates:
             group: ranking_per_query(run, judged, relevant_grade) for group, run in runs.items()
         }
 
-    def choose_blend_weight(self, relevant_grade: int = 1) -> tuple[float, dict[str, float]]:
+    def choose_blend_weight(self, relevant_grade: int = 1) -> tuple[float | None, dict[str, float]]:
         """Return the weight of 0, 0.05, ... 1 with the best blend/ndcg@10, and the whole curve.
 
         Of equally good weights the one nearest to 0.5 is taken, as the least committed. The curve
-        has the weight as text ("0.35"), so that it can be written as JSON. Raises `UserError`
-        where there is nothing to rank.
+        has the weight as text ("0.35"), so that it can be written as JSON. None and {} where BM25
+        finds nothing, or no query has a relevant product.
         """
         judged = self.pairs[self.pairs["judged"]]
         candidates = self.pairs[self.pairs["candidate"]]
@@ -289,10 +293,7 @@ class ScoredCandidates:
             run = candidates.assign(score=_blend_by_query(candidates, weight))
             per_query = ranking_per_query(run, judged, relevant_grade)
             if candidates.empty or per_query.empty:
-                raise UserError(
-                    "cannot choose a blend weight: the split has no query with a relevant product "
-                    "in a catalogue with ids; set `blend_weight` by hand"
-                )
+                return None, {}
             curve[f"{weight:.2f}"] = float(per_query["ndcg@10"].mean())
         best = max(curve.values())
         ties = [float(weight) for weight, value in curve.items() if value >= best - 1e-12]

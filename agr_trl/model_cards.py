@@ -313,6 +313,7 @@ def _card(
             repo_id=Markup(repo_id),
             run=run,
             number=number,
+            revision=Markup(f', revision="round-{number}"' if number != run.best_round else ""),
             rounds=round_rows(run.metrics) if run.metrics.get("rounds") else [],
             tables=_tables(run),
             samples=_samples(run),

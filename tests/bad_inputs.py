@@ -362,6 +362,8 @@ CASES = [
          data("beir", replaced(TRAIN, "\tp0\t2", "\tp0\t-1"))),
     Case("BEIR", "a grade that is a word", V, "a grade is a whole number from 0",
          data("beir", replaced(TRAIN, "\tp0\t2", "\tp0\tgood"))),
+    Case("BEIR", "a rating from 0 to 100", V, "map finer ratings to a few grades",
+         data("beir", replaced(TRAIN, "\tp0\t2", "\tp0\t80"))),
     Case("BEIR", "a grade of infinity", V, "a grade is a whole number from 0",
          data("beir", replaced(TRAIN, "\tp0\t2", "\tp0\tinf"))),
     Case("BEIR", "one pair judged twice, differently", V, "an earlier row has another",

@@ -209,6 +209,15 @@ def test_only_a_whole_finished_run_is_shown(tmp_path, finished):
         open_run(copy)
 
 
+def test_a_run_of_a_gpu_opens_on_any_machine(tmp_path, finished):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    for section in ("retriever", "warm_up", "generator"):
+        config[section] |= {"bf16": True, "tf32": True}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    assert len(open_run(copy)[1].dataset.products) == 21
+
+
 def test_other_data_are_refused_and_moved_data_are_found(tmp_path, finished, shop):
     moved = shutil.copytree(shop, tmp_path / "moved")
     copy = shutil.copytree(finished, tmp_path / "copy")
@@ -404,6 +413,12 @@ def test_an_example_query_is_one_click(page):
     page.browser.find_element(By.XPATH, "//button[normalize-space()='white lamp']").click()
     page.wait("#results section")
     assert "A judged query of the test split" in page.text("#results")
+    assert "blended with BM25" in page.text("#results")
+    page.browser.find_element(By.CSS_SELECTOR, "input[type=checkbox]").click()
+    page.until(lambda: "blended with BM25" not in page.text("#results"))
+    page.browser.find_element(By.XPATH, "//button[normalize-space()='green chair']").click()
+    page.wait_text("#results", "21 products were judged")
+    assert "blended with BM25" not in page.text("#results")
 
 
 @pytest.mark.slow

@@ -235,6 +235,8 @@ def test_unknown_arms_and_metrics_are_refused(shop, tmp_path):
     config = write_loop_config(tmp_path / "compare.yaml", shop)
     with pytest.raises(UserError, match="`arms` names `irgan`"):
         run_arms(comparison(config, tmp_path / "run", "--arms", "irgan"))
+    with pytest.raises(UserError, match="`arms` is supervised; it must have adversarial"):
+        run_arms(comparison(config, tmp_path / "run", "--arms", "supervised"))
     with pytest.raises(UserError, match="`primary_metric` is f1"):
         run_arms(comparison(config, tmp_path / "run", "--primary_metric", "f1"))
     for ablations, message in (
@@ -252,6 +254,22 @@ def test_unknown_arms_and_metrics_are_refused(shop, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             run_arms(comparison(config, tmp_path / "run", f"--ablations={ablations}"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_metric_that_the_judgements_cannot_give_is_refused_before_any_work(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs")
+    config = write_loop_config(tmp_path / "pairs.yaml", pairs, dataset_format="pairs")
+    words = ("--primary_metric", "judged/ndcg@10", "--dev_metric", "pr_auc")
+    with pytest.raises(UserError, match="is judged/ndcg@10, but pairs have no rankings"):
+        run_arms(comparison(config, tmp_path / "run", *words))
+    shop = write_beir(tmp_path / "relevant_only")
+    for file in (shop / "qrels").iterdir():
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if not line.endswith("\t0\n")))
+    config = write_loop_config(tmp_path / "relevant_only.yaml", shop)
+    with pytest.raises(UserError, match="is pr_auc, but all judged pairs have one label"):
+        run_arms(comparison(config, tmp_path / "run", "--primary_metric", "pr_auc"))
     assert not (tmp_path / "run").exists()
 
 

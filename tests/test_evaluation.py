@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from agr_trl.evaluation import (
     ranking_per_query,
     score_candidates,
 )
-from agr_trl.search import BM25Index, blend
+from agr_trl.search import BM25Index
 
 # ---------------------------------------------------------------------------------- pair metrics
 
@@ -158,6 +159,11 @@ def test_relevant_grade_moves_all_but_the_gains() -> None:
     judgements = pd.DataFrame({"query_id": "q", "product_id": ["a", "b"], "grade": [2, 3]})
     scores = judgements[["query_id", "product_id"]].assign(score=[2.0, 1.0])
     assert ranking_per_query(scores, judgements, relevant_grade=3).loc["q", "mrr@10"] == 0.5
+
+
+def test_ratings_are_no_grades() -> None:
+    with pytest.raises(UserError, match="a grade is 80; map ratings to the grades 0 to 10"):
+        ranking_per_query(SCORES, JUDGEMENTS.assign(grade=JUDGEMENTS["grade"] * 40))
 
 
 def test_without_any_score_every_query_counts_0() -> None:
@@ -415,20 +421,23 @@ def test_blend_weight_is_the_best_of_the_curve() -> None:
 def test_blend_is_scaled_within_each_query() -> None:
     dataset = shop()
     scored = score_candidates(Retriever(), dataset, "dev", BM25Index(dataset.documents))
-    candidates = scored.pairs[scored.pairs["candidate"]]
-    q1 = candidates[candidates["query_id"] == "q1"]
-    expected = blend(q1["retriever"].to_numpy(), q1["bm25"].to_numpy(), 0.3)
-    order = q1["product_id"].to_numpy()[np.argsort(-expected)]
-    assert order[0] == "p0"
-    assert scored.rankings(0.3)["blend"].loc["q1", "mrr@10"] == 1.0
+    bm25 = {("q1", "p0"): 1.0, ("q1", "p1"): 0.4, ("q3", "p3"): 100.0}
+    log_odds = {("q1", "p0"): 0.0, ("q1", "p1"): 1.0}
+    pairs = scored.pairs.set_index(["query_id", "product_id"])
+    pairs["bm25"] = pd.Series(bm25).reindex(pairs.index, fill_value=0.0)
+    pairs["retriever"] = pd.Series(log_odds).reindex(pairs.index, fill_value=-1.0)
+    blended = replace(scored, pairs=pairs.reset_index()).rankings(0.5)["blend"]
+    # p0, which is relevant: (.5 + 1) / 2; p1: (1 + .4) / 2. Scaled over all queries, q3's 100 would
+    # leave the retriever alone: (.5 + .01) / 2 against (1 + .004) / 2.
+    assert blended.loc["q1", "mrr@10"] == 1.0
 
 
-def test_no_blend_weight_without_rankings() -> None:
-    dataset = shop(has_ids=False)
-    with pytest.raises(UserError, match="cannot choose a blend weight"):
-        score_candidates(
-            Retriever(), dataset, "dev", BM25Index(dataset.documents)
-        ).choose_blend_weight()
+def test_there_is_no_blend_weight_where_nothing_can_be_ranked() -> None:
+    dataset = shop()
+    scored = score_candidates(Retriever(), dataset, "dev", BM25Index(dataset.documents))
+    assert scored.choose_blend_weight(relevant_grade=3) == (None, {})
+    nothing_found = replace(scored, pairs=scored.pairs.assign(candidate=False))
+    assert nothing_found.choose_blend_weight() == (None, {})
 
 
 def test_an_empty_split_is_refused() -> None:
@@ -450,4 +459,7 @@ def test_table_puts_groups_side_by_side() -> None:
 
 
 def test_the_definition_names_every_group() -> None:
-    assert {"gains", "judged", "rerank", "blend", "bm25", "means"} <= set(METRIC_DEFINITION)
+    dataset, retriever = shop(), Retriever()
+    found = score_candidates(retriever, dataset, "dev", BM25Index(dataset.documents)).evaluate(0.5)
+    groups = {name.partition("/")[0] for name in found if "/" in name}
+    assert groups == {"judged", "rerank", "blend", "bm25"} <= set(METRIC_DEFINITION)

@@ -310,6 +310,13 @@ def test_words_and_numbers() -> None:
     assert visible("naïve 東京 👩\u200d🔧") == "naïve 東京 👩\u200d🔧"
 
 
+def test_axes_write_small_numbers_out() -> None:
+    chart = line_chart("KL", [Line("", [(0, 0.0), (1, 6e-5)])])
+    assert chart is not None
+    texts = [mark.text for mark in chart.y_ticks]
+    assert texts == ["0.00000", "0.00002", "0.00004", "0.00006"]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [

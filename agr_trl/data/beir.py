@@ -7,6 +7,7 @@ import pandas as pd
 
 from agr_trl.data.splits import SPLITS
 from agr_trl.data.tables import (
+    MAX_GRADE,
     SourceTables,
     drop_repeats,
     read_json_lines,
@@ -23,8 +24,8 @@ CORPUS_FIELDS = {"product_id": "_id", "title": "title", "description": "text"}
 def read_beir(folder: Path) -> SourceTables:
     """Read corpus, queries and every split that lies in qrels/.
 
-    Grades are whole numbers from 0. Raises `UserError` for anything that is missing or malformed,
-    a repeated id, and a judgement of an unknown query or product.
+    Grades are whole numbers from 0 to `MAX_GRADE`. Raises `UserError` for anything that is missing
+    or malformed, a repeated id, and a judgement of an unknown query or product.
     Layout: Thakur et al. 2021, BEIR, https://github.com/beir-cellar/beir.
     """
     products = _read_texts(folder / "corpus.jsonl", CORPUS_FIELDS)
@@ -86,8 +87,9 @@ def _read_qrels(path: Path, product_ids: pd.Series, query_ids: pd.Series) -> pd.
     rows = read_table(path, "\t", required=list(names)).rename(columns=names)
     if rows.empty:
         raise UserError(f"{path} holds no judgement; add some or remove the file")
-    not_a_grade = ~rows["score"].str.fullmatch(r"[0-9]{1,4}")
-    reject(path, rows, not_a_grade, "score", "a grade is a whole number from 0")
+    not_a_grade = ~rows["score"].isin([str(grade) for grade in range(MAX_GRADE + 1)])
+    remedy = f"a grade is a whole number from 0 to {MAX_GRADE}; map finer ratings to a few grades"
+    reject(path, rows, not_a_grade, "score", remedy)
     remedy = "there is no such query in queries.jsonl"
     reject_unknown(path, rows, "query_id", query_ids, remedy)
     remedy = "there is no such product in corpus.jsonl"

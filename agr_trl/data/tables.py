@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 DELIMITER_NAMES = {"\t": "tab", ",": "comma"}
 BATCH_ROWS = 1 << 14
+MAX_FIELD = 1 << 24  # characters; csv alone stops at 131,072, which a description may have
+MAX_GRADE = 10  # its gain in nDCG is 2^grade - 1, so of finer ratings only the best would count
 # What a Parquet file may hold for each of its bytes: more can only be made to fill the memory.
 MAX_ROWS_PER_BYTE = 8
 MAX_EXPANSION = 1_000
@@ -252,6 +254,7 @@ def _parse(
 def _records(path: Path, delimiter: str, quoting: Any) -> Iterator[tuple[int, list[str]]]:
     """Yield (number of its first line, fields) of each record that is not blank."""
     with path.open(encoding="utf-8-sig", newline="") as file:
+        csv.field_size_limit(MAX_FIELD)
         reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         line = 1
         try:

@@ -246,10 +246,10 @@ def _problems(facts: Facts) -> list[str]:
     for texts, limit in (("documents", "max_pair_tokens"), ("prompts", "max_prompt_tokens")):
         if cut := lengths[f"{texts}_cut"]:
             found.append(f"at least {cut:,} {texts} are cut at {limit} {lengths[limit]}")
-    return found + _problems_of_splits(facts["splits"])
+    return found + _problems_of_splits(facts["splits"], facts["has_ids"])
 
 
-def _problems_of_splits(splits: Mapping[str, Facts]) -> list[str]:
+def _problems_of_splits(splits: Mapping[str, Facts], has_ids: bool) -> list[str]:
     found = [
         f"there is no {split} split; {use}"
         for split, use in (("train", "nothing to learn from"), ("dev", "nothing to choose by"))
@@ -260,7 +260,7 @@ def _problems_of_splits(splits: Mapping[str, Facts]) -> list[str]:
         if numbers["relevant"] in (0, numbers["judgements"]):
             kind = "relevant" if numbers["relevant"] else "not relevant"
             found.append(f"all {numbers['judgements']:,} judgements of {split} are {kind}")
-        if numbers["queries_without_relevant"]:
+        if has_ids and numbers["queries_without_relevant"]:
             found.append(
                 f"{numbers['queries_without_relevant']:,} of {numbers['queries']:,} queries of "
                 f"{split} have no relevant product; rankings leave them out"
