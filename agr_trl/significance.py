@@ -37,7 +37,11 @@ class Fold(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A value with its 95 % interval and bootstrap standard error."""
+    """A value with its 95 % interval over queries and seeds, and its standard error.
+
+    The standard error is over queries alone, the seeds being what they are: that of
+    `paired_randomisation`.
+    """
 
     value: float
     low: float
@@ -153,8 +157,9 @@ def bootstrap_intervals(
     def statistic(queries: np.ndarray, seeds: np.ndarray, axis: int) -> np.ndarray:
         weights = _times_drawn(queries, num_queries)
         by_seed = [value_by_seed(metric, folds, weights) for folds in arms]
-        means = [np.take_along_axis(values, seeds, axis=1).mean(axis=axis) for values in by_seed]
-        return contrasts @ np.stack(means)  # (K, B)
+        drawn = [np.take_along_axis(values, seeds, axis=1).mean(axis=axis) for values in by_seed]
+        held = [values.mean(axis=axis) for values in by_seed]
+        return np.concatenate([contrasts @ np.stack(drawn), contrasts @ np.stack(held)])  # (2K, B)
 
     # scipy wants at least two of everything: a single seed stands twice, which adds no variation.
     seeds = np.arange(num_seeds) if num_seeds > 1 else np.zeros(2, dtype=int)
@@ -169,7 +174,8 @@ def bootstrap_intervals(
     )
     once = np.ones((1, num_queries))
     means = [value_by_seed(metric, folds, once).mean() for folds in arms]
-    columns = (contrasts @ np.array(means), *answer.confidence_interval, answer.standard_error)
+    low, high = (limit[: len(contrasts)] for limit in answer.confidence_interval)
+    columns = (contrasts @ np.array(means), low, high, answer.standard_error[len(contrasts) :])
     return [Interval(*map(float, row)) for row in zip(*columns, strict=True)]
 
 

@@ -216,13 +216,13 @@ def test_an_unfinished_fold_goes_on_when_arms_and_seeds_are_added(finished, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(FoldRun, "_run_arm", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run_arms(comparison(config, tmp_path, "--arms", "supervised", "--ablations", "{}"))
+            run_arms(comparison(config, tmp_path, "--arms", "adversarial", "--ablations", "{}"))
     assert (fold_folder(tmp_path, 0, 0) / "shared" / "round_00" / "metrics.json").is_file()
-    more = ("--arms", "supervised", "random_crops", "--ablations", "{}")
+    more = ("--arms", "adversarial", "supervised", "--ablations", "{}")
     folder, seeds = run_arms(comparison(config, tmp_path, *more, "--seeds", "2"))
     for seed in seeds:
         place = fold_folder(folder, seed, 1)
-        assert {path.name for path in place.iterdir()} == {"cosine", "supervised", "random_crops"}
+        assert {path.name for path in place.iterdir()} == {"cosine", "adversarial", "supervised"}
 
 
 def test_a_comparison_is_not_resumed_with_other_settings(finished, tmp_path):
