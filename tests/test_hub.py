@@ -287,6 +287,22 @@ def test_snippets_of_the_cards_run(used):
     assert "'round_kept': True" in queries
 
 
+def test_round_0_has_cards_of_its_own(used):
+    retriever, generator = used["first_retriever"], used["first_generator"]
+    assert "It learned from judged pairs alone." in retriever["card"]
+    assert (
+        "It was warmed up on judged queries and on phrases of the catalogue's titles.\n"
+        in (generator["card"])
+    )
+    for card in (retriever["card"], generator["card"]):
+        assert card.count(', revision="round-0")') == 2  # each place that loads
+        assert "no round" not in card and "was trained against" not in card
+    # Another model than main's: other scores, and a whole generator where main has an adapter.
+    assert len(retriever["prints"].splitlines()) == 3 + 1
+    assert retriever["prints"] != used["snippets"][0]
+    assert generator["prints"].startswith("[") and "PeftModel" not in generator["card"]
+
+
 def test_the_card_has_the_numbers_of_the_run(used, hub, finished):
     metrics = read_json(finished / "metrics.json")
     assert metrics["best_round"] == 2

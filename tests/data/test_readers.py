@@ -134,6 +134,14 @@ def test_wands_quoted_field_may_span_lines(wands):
     assert dataset.products["description"][0] == "two\nlines"
 
 
+def test_long_descriptions_are_read(tmp_path):
+    # csv alone refuses a field of more than 131,072 characters.
+    text = "very " * 40_000 + "long"
+    (tmp_path / "train.csv").write_text(f"query,document,label\noak bed,{text},1\n")
+    dataset = load_relevance_dataset("pairs", tmp_path / "train.csv")
+    assert dataset.products["title"].tolist() == [text]
+
+
 def test_wands_splits_by_query(wands):
     rows = [f"{q}\t{word} query\tX" for q, word in enumerate("abcdefghij")]
     (wands / "query.csv").write_text("query_id\tquery\tquery_class\n" + "\n".join(rows))

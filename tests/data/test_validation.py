@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -104,6 +105,12 @@ def test_every_problem_is_said_once():
     assert len(problems) == len(expected)
     for problem, start in zip(problems, expected, strict=True):
         assert problem.startswith(start)
+
+
+def test_pairs_have_no_rankings_that_could_leave_queries_out():
+    problems = describe_dataset(replace(dataset(), has_ids=False))["problems"]
+    assert not any("rankings" in problem for problem in problems)
+    assert any(problem.startswith("dev has 1 queries with a relevant") for problem in problems)
 
 
 def test_a_clean_data_set_has_no_problem():

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
-from huggingface_hub import DatasetCard, HfApi, ModelCard, snapshot_download
+from huggingface_hub import DatasetCard, HfApi, ModelCard, hf_hub_download, snapshot_download
 from peft import AutoPeftModelForSeq2SeqLM, PeftModel
 from sentence_transformers import CrossEncoder
 from transformers import (
@@ -48,6 +48,9 @@ def main(name: str, output: Path) -> None:
     }
     cards = [ModelCard.load(retriever), ModelCard.load(generator), DatasetCard.load(queries)]
     answers["snippets"] = [printed(card.content) for card in cards]
+    for kind, repo in (("retriever", retriever), ("generator", generator)):
+        first = ModelCard.load(hf_hub_download(repo, "README.md", revision="round-0"))
+        answers[f"first_{kind}"] = {"card": first.content, "prints": printed(first.content)}
     answers["eval_results"] = [
         [result.metric_type, result.dataset_split, result.metric_value]
         for result in cards[0].data.eval_results
