@@ -58,7 +58,7 @@ from agr_trl.loading import load_config, resolve_model_name
 from agr_trl.pretraining import distillation_pairs, new_or_loaded_retriever
 from agr_trl.query_files import read_queries, write_query_files
 from agr_trl.relevance import EmbeddingScorer, Teacher, load_relevance_scorer
-from agr_trl.retriever import Retriever, dev_metrics, retriever_trainer
+from agr_trl.retriever import Retriever, check_best_metric, dev_metrics, retriever_trainer
 from agr_trl.rewards import excess_loss
 from agr_trl.runtime import (
     exclusive,
@@ -70,7 +70,7 @@ from agr_trl.runtime import (
     write_parquet,
 )
 from agr_trl.search import BM25Index, score_distinct
-from agr_trl.seq2seq_trainer import refuse_sharding
+from agr_trl.seq2seq_trainer import check_arguments, refuse_sharding
 from agr_trl.stages import (
     FREE_SETTINGS,
     acceptance_filter,
@@ -114,6 +114,8 @@ class AdversarialRun:
         refuse_sharding()  # not only when the retriever is trained and G's turn comes
         self.recipe = recipe
         self.run_args, self.data_args, self.loop = recipe[""].build()[:3]
+        if self.loop.query_source == "adversarial":  # not only when its turn comes
+            check_arguments(recipe["generator"].build(output_dir="unused")[2], rewards=3)
         self.retriever_args: RetrieverArguments = recipe["retriever"].build(output_dir="unused")[0]
         self.warm_up_args: WarmUpArguments = recipe["warm_up"].build(output_dir="unused")[0]
         self.reward_args: RewardArguments = recipe["reward"].build()[0]
@@ -248,8 +250,11 @@ class AdversarialRun:
         if limit is None or not is_main_process():
             return
         needed = {self.best_round(number + 1), *range(number - limit + 1, number + 1)}
+        # Later rounds choose the hardest of this round's queries anew, by labels of its retriever.
+        chooses = self.loop.keep_old_queries and self.loop.hardest_of > 1
+        is_judge = chooses and self.loop.teacher == "ensemble"
         for past in set(range(1, number)) - needed:
-            for name in ("retriever", "generator"):
+            for name in ("generator",) if is_judge else ("retriever", "generator"):
                 shutil.rmtree(self.round_folder(past) / name, ignore_errors=True)
 
     def _warm_up(self, target: Path, number: int) -> None:
@@ -337,7 +342,8 @@ class AdversarialRun:
                 drawn = drawn.explode("query", ignore_index=True)
             else:
                 writer = self.round_folder(number if source == "adversarial" else 0) / "generator"
-                tokens = self.warm_up_args.max_prompt_tokens
+                stage = "generator" if source == "adversarial" else "warm_up"
+                tokens = self.recipe[stage].values["max_prompt_tokens"]
                 paths = write_query_files(writer, chosen, folder, self.loop, tokens, seed)
                 drawn = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
             if is_main_process():
@@ -411,7 +417,7 @@ class AdversarialRun:
             args,
             train,
             dev,
-            dev_metrics(dev, self.dataset.has_ids),
+            dev_metrics(dev, self.dataset.has_ids, self.data_args.relevant_grade),
             lora_rank=self.retriever_args.retriever_lora_rank,
             frozen_layers=self.retriever_args.frozen_layers,
             early_stopping_patience=self.retriever_args.early_stopping_patience,
@@ -572,8 +578,13 @@ class AdversarialRun:
         is_done = metrics_file.is_file() and read_json(metrics_file)["rounds"] == rounds
         wait_for_everyone()
         if is_main_process() and not is_done:
-            metrics_file.unlink(missing_ok=True)  # it vouches for the models beside it
             best = self.best_round(self.loop.rounds + 1)
+            if not (self.round_folder(best) / "retriever").is_dir():
+                raise UserError(
+                    f"`{self.round_folder(best) / 'retriever'}` is gone, as `kept_models` says, so "
+                    f"the run cannot end with round {best}; give `--rounds` as before"
+                )
+            metrics_file.unlink(missing_ok=True)  # it vouches for the models beside it
             self._export(best, rounds[best]["dev"].get("blend_weight"))
             write_json(metrics_file, self._summary(best, rounds))
         wait_for_everyone()
@@ -627,17 +638,22 @@ class AdversarialRun:
             if name != "new":
                 load_config(resolve_model_name(name))
         logger.info("S is %s", type(self.relevance).__name__)
+        _ = self.calibrated  # or says what the judged pairs lack
 
     def _check_dev_metric(self) -> None:
-        relevant = self.dataset.pairs("dev")["label"] >= 0.5
+        dev = self.dataset.pairs("dev")
+        relevant = dev["label"] >= 0.5
         areas = ("roc_auc", "pr_auc")  # not defined where dev has one class only
         known = [name for name in PAIR_METRICS if name not in areas or relevant.nunique() == 2]
-        if self.dataset.has_ids:
+        if self.dataset.has_ids and relevant.any():
             known += [f"{g}/{m}" for g in ("judged", "rerank", "blend") for m in RANKING_METRICS]
         if self.loop.dev_metric not in known:
             raise UserError(
                 f"`dev_metric` is {self.loop.dev_metric}; this data has {', '.join(known)}"
             )
+        check_best_metric(
+            self.recipe["retriever"].build(output_dir="unused")[1], dev, self.dataset.has_ids
+        )
         if self.loop.teacher == "ensemble" and relevant.nunique() < 2:
             raise UserError(
                 "`teacher: ensemble` is weighed on dev pairs, and these are all of one kind; "

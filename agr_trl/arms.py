@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 
 from agr_trl.adversarial import QUERIES_FILE, AdversarialRun
@@ -40,7 +41,7 @@ from agr_trl.evaluation import score_candidates
 from agr_trl.pretraining import new_or_loaded_retriever
 from agr_trl.relevance import LSA, EmbeddingScorer, LsaScorer, load_relevance_scorer
 from agr_trl.retriever import Retriever
-from agr_trl.runtime import exclusive, start, write_json
+from agr_trl.runtime import exclusive, read_json, start, write_json
 from agr_trl.search import BM25Index, Scorer
 from agr_trl.stages import begin_run_folder, load_dataset
 
@@ -83,7 +84,7 @@ def arm_changes(arm: str, recipe: Recipe) -> dict[str, dict[str, Any]]:
             section, _, setting = key.rpartition(".")
             by_section.setdefault(section, {})[setting] = value
         return by_section
-    loss, relevance, acceptance = recipe["generator"].values["reward_weights"] or [1.0, 1.0, 0.0]
+    loss, relevance, acceptance = recipe["generator"].values["reward_weights"] or [1.0] * 3
     no_choice = {"hardest_of": 1}  # to take the hardest is part of the attack
     changes: dict[str, dict[str, dict[str, Any]]] = {
         "supervised": {"": {"query_source": "none"}},
@@ -132,6 +133,8 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
 
     Returns the run folder and the seeds.
     """
+    if PartialState().num_processes > 1:
+        raise UserError("a comparison is one process; give it `--workers N` instead of a launcher")
     run_args, data_args, _, comparison = recipe[""].build()
     folder = Path(run_args.output_dir)
     dataset = load_dataset(data_args)
@@ -149,6 +152,7 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
     with exclusive(folder):
         begin_run_folder(recipe, folder, dataset, FREE_SETTINGS)
         recipe = _with_shared_start(AdversarialRun(recipe, dataset), folder)
+        _refuse_other_ablations(folder, comparison, jobs)
         missing = [job for job in jobs if _missing_arms(folder, comparison, *job)]
         logger.info("%d of %d folds are missing", len(missing), len(jobs))
         if comparison.workers == 1:
@@ -231,6 +235,19 @@ def _missing_arms(folder: Path, args: ComparisonArguments, seed: int, fold: int)
     place = fold_folder(folder, seed, fold)
     arms = [COSINE, *args.arms, *args.ablation_changes]
     return [arm for arm in arms if not (place / arm / "result.json").is_file()]
+
+
+def _refuse_other_ablations(
+    folder: Path, args: ComparisonArguments, jobs: list[tuple[int, int]]
+) -> None:
+    """Raise `UserError` where an ablation was run with other changes than it now has."""
+    for name, changes in args.ablation_changes.items():
+        for job in jobs:
+            file = fold_folder(folder, *job) / name / "result.json"
+            if file.is_file() and read_json(file).get("changes", changes) != changes:
+                raise UserError(
+                    f"`{file.parent}` was run as another ablation; give `{name}` another name"
+                )
 
 
 def fold_folder(folder: Path, seed: int, fold: int) -> Path:
@@ -360,5 +377,6 @@ class FoldRun:
             "relevant_grade": self.data_args.relevant_grade,
             "rounds": rounds,
             "minutes": (time.monotonic() - began) / 60,
+            "changes": self.comparison.ablation_changes.get(arm),
         }
         write_json(folder / "result.json", result)

@@ -724,7 +724,9 @@ class Recipe:
         for name, stage in self.stages.items():
             parser = _RecipeParser(stage.dataclass_types, name)
             required = {a.dest: stage.values[a.dest] for a in parser.settings() if a.required}
-            values, given = parser.read(parser.words(required | changes.get(name, {})))
+            wanted = changes.get(name, {})
+            values, given = parser.read(parser.words(required | wanted))
+            given = sorted({*given, *wanted})  # a None is no word
             new = {setting: values[setting] for setting in given}
             stages[name] = Stage(
                 stage.dataclass_types, stage.values | new, sorted({*stage.given, *given})

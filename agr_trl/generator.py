@@ -143,13 +143,17 @@ def _merged(adapter: PeftModel) -> PreTrainedModel:
 def new_or_loaded_generator(
     args: WarmUpArguments, dataset: RelevanceDataset
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model to warm up, or build a small T5 whose word pieces come from the catalogue."""
+    """Load the model to warm up, or build a small T5.
+
+    Its word pieces come from the catalogue and the train queries.
+    """
     if args.generator_name_or_path != "new":
         model, tokenizer = load_generator(args.generator_name_or_path)
         if isinstance(model, PeftModel):
             model = _merged(model)
         return model, tokenizer
-    texts = [*dataset.prompts()["prompt"], *dataset.queries["query"]]
+    # Of the queries those to learn from alone: others are to be new to the model.
+    texts = [*dataset.prompts()["prompt"], *dataset.pairs("train")["query"].unique()]
     return build_small_t5(
         texts,
         width=args.new_generator_width,

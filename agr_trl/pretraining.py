@@ -9,6 +9,8 @@ import tempfile
 
 import numpy as np
 import pandas as pd
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from scipy.stats import rankdata
 from transformers import TrainingArguments
 
@@ -98,7 +100,11 @@ def _teach(retriever: Retriever, pairs: pd.DataFrame, steps: int, seed: int) -> 
             logging_steps=100,
         )
         trainer = retriever_trainer(retriever, args, pairs, pairs.head(64), lambda _: {})
-        return float(trainer.train().training_loss)
+        # Each process has logged its own share of the last steps; all must decide alike.
+        loss = broadcast_object_list([trainer.train().training_loss])[0]
+        # For the precision of the training that follows, as each new TrainingArguments does.
+        AcceleratorState._reset_state()
+        return float(loss)
 
 
 def distillation_pairs(

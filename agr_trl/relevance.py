@@ -165,7 +165,8 @@ class Teacher:
         if classes.all() or not classes.any():
             raise UserError(
                 f"all {len(classes)} judged pairs have one label, so S cannot be calibrated; "
-                "add judged pairs of the other kind, or change `--relevant_grade`"
+                "add judged pairs of the other kind, mine some by the retriever's setting "
+                "`random_negatives`, or change `--relevant_grade`"
             )
         self._regression.fit(self._scores(queries, documents), classes)
         if (self._regression[-1].coef_ <= 0).all():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -283,7 +284,9 @@ class _RetrieverTrainer(Trainer):
         return None
 
 
-def dev_metrics(dev_pairs: pd.DataFrame, has_ids: bool) -> Callable[[Any], dict[str, float]]:
+def dev_metrics(
+    dev_pairs: pd.DataFrame, has_ids: bool, relevant_grade: int = 1
+) -> Callable[[Any], dict[str, float]]:
     """Return the `compute_metrics` of the retriever's Trainer: pair metrics of the dev pairs.
 
     Where judgements have ids, also `ndcg@10` over each query's judged products. Predictions must be
@@ -296,13 +299,29 @@ def dev_metrics(dev_pairs: pd.DataFrame, has_ids: bool) -> Callable[[Any], dict[
             predictions=expit(logits), references=dev_pairs["label"].to_numpy()
         )
         if has_ids:
-            per_query = ranking_per_query(dev_pairs.assign(score=logits), dev_pairs)
+            scores = dev_pairs.assign(score=logits)
+            per_query = ranking_per_query(scores, dev_pairs, relevant_grade)
             metrics["ndcg@10"] = ranking_means(per_query, dev_pairs["query_id"].nunique())[
                 "ndcg@10"
             ]
         return {name: value for name, value in metrics.items() if value is not None}
 
     return compute
+
+
+def check_best_metric(args: TrainingArguments, dev_pairs: pd.DataFrame, has_ids: bool) -> None:
+    """Raise `UserError` for a `metric_for_best_model` that the dev pairs cannot give.
+
+    Trainer looks for it when it first saves a checkpoint.
+    """
+    wanted = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    some = SimpleNamespace(predictions=np.zeros(len(dev_pairs)))
+    known = ["loss", *dev_metrics(dev_pairs, has_ids)(some)]
+    if wanted not in known:
+        raise UserError(
+            f"`metric_for_best_model` is {wanted}, which these dev pairs do not have; take one of "
+            f"{', '.join(known)}"
+        )
 
 
 def pair_dataset(retriever: Retriever, pairs: pd.DataFrame) -> datasets.Dataset:

@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +38,7 @@ from agr_trl.report_text import visible
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+LONGEST_WAIT = timedelta(hours=3)  # for what the main process alone does, such as an evaluation
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # what the Hub hands out
 
 
@@ -119,11 +121,16 @@ def start(seed: int) -> None:
 
     Raises `UserError` when the launcher promised more processes than really run together.
     """
+    if "WORLD_SIZE" not in os.environ:
+        # One process is one device: Trainer would split batches over all, which G's cannot.
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        os.environ["CUDA_VISIBLE_DEVICES"] = first
     if not (torch.accelerator.is_available() or "ACCELERATE_USE_CPU" in os.environ):
         # Without it torchrun on a CPU machine starts jobs that do not know of each other.
         os.environ["ACCELERATE_USE_CPU"] = "true"
     promised = int(os.environ.get("WORLD_SIZE", "1"))
-    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1"))
+    is_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
+    state = PartialState(cpu=is_cpu, timeout=LONGEST_WAIT)
     if state.num_processes != promised:
         raise UserError(
             f"the launcher announced {promised} processes but {state.num_processes} work together; "

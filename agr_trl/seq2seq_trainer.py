@@ -147,9 +147,13 @@ def refuse_sharding(args: TrainingArguments | None = None) -> None:
             )
 
 
-def _check_arguments(args: RLOOConfig | GRPOConfig, other: dict[str, Any]) -> None:
+def check_arguments(
+    args: RLOOConfig | GRPOConfig,
+    other: dict[str, Any] | None = None,
+    rewards: int | None = None,
+) -> None:
     """Raise `ValueError` for what TRL offers and this module does not; before any model loads."""
-    for name, value in other.items():
+    for name, value in (other or {}).items():
         if value is not None:
             raise UserError(f"`{name}` is not supported for encoder-decoders; leave it out")
     for name, neutral in _NEUTRAL_SAMPLING.items():
@@ -158,6 +162,9 @@ def _check_arguments(args: RLOOConfig | GRPOConfig, other: dict[str, Any]) -> No
                 f"`{name}` is {vars(args)[name]}, but completions are scored without it; "
                 f"set it to {neutral}"
             )
+    weights = args.reward_weights
+    if rewards is not None and weights is not None and len(weights) != rewards:
+        raise UserError(f"`reward_weights` is {weights}; there are {rewards} rewards to weigh")
     if args.temperature <= 0:
         raise UserError(f"`temperature` is {args.temperature}; sampling needs one above 0")
     refuse_sharding(args)
@@ -274,7 +281,7 @@ class _Seq2SeqMixin:
     ) -> None:
         name = model if isinstance(model, str) else model.config._name_or_path
         args = args or self._config_class(f"{name.split('/')[-1]}-{self._name}")
-        _check_arguments(args, {"quantization_config": quantization_config, **other})
+        check_arguments(args, {"quantization_config": quantization_config, **other})
         _check_dataset(train_dataset or [], "train_dataset")
         _check_dataset(eval_dataset or {}, "eval_dataset")
         if peft_config is not None:

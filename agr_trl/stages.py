@@ -198,7 +198,8 @@ def begin_run_folder(
     wait_for_everyone()
     if is_main_process() and not is_same:
         write_text(config_file, text)
-        write_json(state_file, state)
+        if not state_file.is_file():
+            write_json(state_file, state)
     wait_for_everyone()
 
 

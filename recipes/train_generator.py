@@ -35,6 +35,7 @@ from agr_trl.search import BM25Index
 from agr_trl.stages import (
     acceptance_filter,
     attack_rewards,
+    begin_run_folder,
     catalogue_prompts,
     fitted_teacher,
     generator_trainer,
@@ -64,6 +65,7 @@ def main() -> None:
 
     # 1. Data: the catalogue as prompts
     dataset = load_dataset(data_args)
+    begin_run_folder(recipe, Path(args.output_dir), dataset)
     prompts = catalogue_prompts(dataset)
     if script_args.prompts:
         prompts = prompts.sample(min(script_args.prompts, len(prompts)), random_state=args.seed)
@@ -88,7 +90,7 @@ def main() -> None:
     if is_main_process():
         trainer.save_model(str(folder / "generator"))
         save_log(trainer, folder / "generator_log.json")
-        few = prompts.sample(8, random_state=0)
+        few = prompts.sample(min(8, len(prompts)), random_state=0)
         sampling = SamplingArguments(
             queries_per_product=3, max_query_tokens=args.max_completion_length
         )

@@ -13,7 +13,7 @@ from agr_trl.config import DataArguments, RetrieverArguments, parse_recipe
 from agr_trl.evaluation import format_table, score_candidates
 from agr_trl.hub import publish_folder, take_hub_settings
 from agr_trl.pretraining import new_or_loaded_retriever
-from agr_trl.retriever import dev_metrics, retriever_trainer
+from agr_trl.retriever import check_best_metric, dev_metrics, retriever_trainer
 from agr_trl.runtime import (
     is_main_process,
     run_recipe,
@@ -22,7 +22,7 @@ from agr_trl.runtime import (
     write_json,
 )
 from agr_trl.search import BM25Index
-from agr_trl.stages import load_dataset
+from agr_trl.stages import begin_run_folder, load_dataset
 from agr_trl.training_pairs import gold_pairs
 
 SECTIONS = {"": (DataArguments, RetrieverArguments, TrainingArguments)}
@@ -36,9 +36,11 @@ def main() -> None:
 
     # 1. Data: judged pairs, with BM25 and random negatives for the relevant ones
     dataset = load_dataset(data_args)
+    begin_run_folder(recipe, Path(args.output_dir), dataset)
+    dev = dataset.pairs("dev")
+    check_best_metric(args, dev, dataset.has_ids)
     index = BM25Index(dataset.documents)
     train = gold_pairs(dataset, index, retriever_args, scorer=None, seed=args.seed)
-    dev = dataset.pairs("dev")
 
     # 2. Model and trainer
     retriever = new_or_loaded_retriever(retriever_args, dataset, args.seed)
@@ -47,7 +49,7 @@ def main() -> None:
         args,
         train,
         dev,
-        dev_metrics(dev, dataset.has_ids),
+        dev_metrics(dev, dataset.has_ids, data_args.relevant_grade),
         lora_rank=retriever_args.retriever_lora_rank,
         frozen_layers=retriever_args.frozen_layers,
         early_stopping_patience=retriever_args.early_stopping_patience,

@@ -23,7 +23,7 @@ from agr_trl.runtime import (
     train_and_evaluate,
     write_json,
 )
-from agr_trl.stages import load_dataset
+from agr_trl.stages import begin_run_folder, load_dataset
 
 SECTIONS = {"": (DataArguments, WarmUpArguments, Seq2SeqTrainingArguments)}
 
@@ -36,6 +36,7 @@ def main() -> None:
 
     # 1. Data: judged queries of relevant products, and pseudo-queries from the catalogue's titles
     dataset = load_dataset(data_args)
+    begin_run_folder(recipe, Path(args.output_dir), dataset)
     train = warm_up_pairs(dataset, warm_up_args, args.seed)
     dev = judged_query_pairs(dataset, "dev")
 

@@ -177,6 +177,23 @@ def test_models_that_no_later_round_needs_are_pruned(copy, config):
     assert left == [n for n in kept if (copy / f"round_{n:02d}" / "generator").is_dir()]
     assert left == [0, 2, 4]  # round 0, the best, the last
     assert all((copy / f"round_{n:02d}" / "queries.parquet").is_file() for n in kept)
+    # Round 1 is no longer there to end with, and what the run had exported stays.
+    before = contents(copy / "retriever")
+    (copy / "metrics.json").unlink()
+    with pytest.raises(UserError, match=r"round_01/retriever` is gone.*give `--rounds` as before"):
+        build_run(config, copy, "--kept_models=1")._finish()
+    assert contents(copy / "retriever") == before
+
+
+def test_retrievers_that_label_again_are_not_pruned(copy, config):
+    words = ("--kept_models=1", "--teacher=ensemble", "--keep_old_queries=true", "--hardest_of=2")
+    words += ("--synthetic_queries_per_round=4",)
+    set_kept(copy, 1)
+    for number in (2, 3):
+        shutil.copytree(copy / "round_01", copy / f"round_{number:02d}")
+    build_run(config, copy, *words)._prune(3)
+    assert (copy / "round_01" / "retriever").is_dir()
+    assert not (copy / "round_01" / "generator").exists()
 
 
 def test_lost_outputs_are_made_again_byte_for_byte(finished, copy, config):
@@ -293,6 +310,9 @@ def test_a_run_says_what_its_numbers_come_from(copy, config, caplog):
     (copy / "run.json").write_text(json.dumps(changed))
     build_run(config, copy)._begin()
     assert "processes: 4 -> 1; versions.torch: 2.0 -> " in caplog.text
+    build_run(config, copy, "--rounds", "2")._begin()  # a free setting
+    assert "rounds: 2" in (copy / "config.yaml").read_text()
+    assert read(copy, "run.json") == changed
 
 
 def test_fallen_round_is_rolled_back_and_the_next_starts_from_the_best(copy, config, monkeypatch):
@@ -380,6 +400,29 @@ def test_wrong_dev_metric_is_refused_before_any_model_loads(tmp_path, monkeypatc
     with pytest.raises(UserError, match=r"judged/ndcg@10; this data has roc_auc, pr_auc, f1"):
         build_run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--generator.num_generations=3", "must be divisible by num_generations"),
+        ("--generator.top_p=0.9", "`top_p` is 0.9, but completions are scored without it"),
+        ("--generator.reward_weights=1", "there are 3 rewards to weigh"),
+        ("--retriever.metric_for_best_model=recall", "is recall, which these dev pairs do not"),
+    ],
+)
+def test_a_later_stages_settings_are_refused_at_once(config, tmp_path, word, message):
+    with pytest.raises(UserError, match=message):
+        build_run(config, tmp_path / "run", word)
+
+
+def test_rankings_are_no_dev_metric_where_dev_has_nothing_relevant(shop, tmp_path):
+    data = shutil.copytree(shop, tmp_path / "beir")
+    dev = pd.read_csv(data / "qrels" / "dev.tsv", sep="\t")
+    dev.assign(score=0).to_csv(data / "qrels" / "dev.tsv", sep="\t", index=False)
+    config = write_loop_config(tmp_path / "run.yaml", data)
+    with pytest.raises(UserError, match=r"is judged/ndcg@10; this data has f1, accuracy$"):
+        build_run(config, tmp_path / "run")
 
 
 def test_area_is_no_dev_metric_where_dev_has_one_class(shop, tmp_path):

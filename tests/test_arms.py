@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from accelerate import PartialState
 from toy_runs import build_run, load_recipe, run_main, write_beir, write_loop_config, write_pairs
 
 from agr_trl.adversarial import AdversarialRun
@@ -99,6 +100,9 @@ def test_arms_differ_in_where_queries_come_from_and_in_nothing_else(shop, tmp_pa
     assert changes["adversarial"] == {}
     assert changes["adversarial_no_relevance"]["generator"]["reward_weights"] == [2, 0, 0]
     assert changes["relevance_only"]["generator"]["reward_weights"] == [0, 1, 0]
+    bare = recipe.replaced({"generator": {"reward_weights": None}})  # TRL then sums all
+    for arm, weights in (("adversarial_no_relevance", [1, 0, 1]), ("relevance_only", [0, 1, 1])):
+        assert arm_changes(arm, bare)["generator"]["reward_weights"] == weights
     allowed = {"query_source", "hardest_of", "reward_weights", "gate_loss_reward"}
     assert {name for c in changes.values() for part in c.values() for name in part} == allowed
 
@@ -227,8 +231,18 @@ def test_an_unfinished_fold_goes_on_when_arms_and_seeds_are_added(finished, tmp_
 
 def test_a_comparison_is_not_resumed_with_other_settings(finished, tmp_path):
     config, folder = finished
+    ablations = '{"uncertainty": {"reward.loss_reward": "margin_band"}}'
+    with pytest.raises(UserError, match=r"uncertainty` was run as another ablation; give"):
+        run_arms(comparison(config, folder, f"--ablations={ablations}"))
     with pytest.raises(UserError, match=r"retriever\.learning_rate"):
         run_arms(comparison(config, folder, "--retriever.learning_rate", "0.5"))
+
+
+def test_a_comparison_is_one_process(shop, tmp_path, monkeypatch):
+    config = write_loop_config(tmp_path / "compare.yaml", shop)
+    monkeypatch.setattr(PartialState, "num_processes", 2)
+    with pytest.raises(UserError, match="a comparison is one process; give it `--workers N`"):
+        run_arms(comparison(config, tmp_path / "run"))
 
 
 def test_unknown_arms_and_metrics_are_refused(shop, tmp_path):

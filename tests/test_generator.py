@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -291,6 +292,18 @@ def test_warm_up_pairs_are_gold_repeated_and_pseudo():
         warm_up_pairs(build_dataset(), nothing, 0)
 
 
+def test_a_new_generators_pieces_know_no_query_of_dev_or_test(tmp_path):
+    dataset = build_dataset()
+    hidden = dataset.queries["query_id"].isin(dataset.pairs("dev")["query_id"])
+    queries = dataset.queries.assign(query=dataset.queries["query"].mask(hidden, "zzzz xxxx"))
+    args = WarmUpArguments(generator_name_or_path="new", new_generator_width=32)
+    pieces = [
+        new_or_loaded_generator(args, replace(dataset, queries=rows))[1].get_vocab()
+        for rows in (dataset.queries, queries)
+    ]
+    assert pieces[0] == pieces[1]
+
+
 def test_a_new_generator_begins_by_copying_its_prompt():
     model, tokenizer = build_generator()
     start = torch.tensor([[model.config.decoder_start_token_id]])
@@ -327,7 +340,7 @@ def test_a_warm_up_of_a_new_generator_lowers_its_loss(tmp_path):
     trainer = warm_up_trainer(model, tokenizer, args, WARM_UP, pairs, dev)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
-    assert trainer.evaluate()["eval_loss"] < 0.7 * before
+    assert trainer.evaluate()["eval_loss"] < 0.8 * before
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.5 * losses[0]
     # What it writes now reads like the catalogue.

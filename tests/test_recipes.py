@@ -19,6 +19,7 @@ from toy_runs import (
     ROOT,
     WARM_UP,
     as_words,
+    contents,
     load_recipe,
     run_main,
     subprocess_environment,
@@ -121,6 +122,19 @@ def test_train_retriever_leaves_model_and_numbers(stages, trained):
     assert metrics["dev"].keys() >= PAIR_KEYS | {"blend_weight"}
     config = AutoModelForSequenceClassification.from_pretrained(trained).config
     assert config.problem_type == "multi_label_classification"
+
+
+@pytest.mark.parametrize("name", ["train_retriever", "warm_up_generator", "train_generator"])
+def test_a_stage_is_not_resumed_with_other_settings(name, stages, shop):
+    before = contents(stages / name)
+    words = ["--dataset_format", "beir", "--dataset_path", shop, *tiny(name)]
+    if name == "train_generator":
+        words.append(f"--retriever_name_or_path={stages}/train_retriever/retriever")
+        words.append(f"--generator_name_or_path={stages}/warm_up_generator/generator")
+    words += ["--output_dir", stages / name]
+    with pytest.raises(UserError, match=r"begun with other settings \(.*learning_rate.*another"):
+        run_main(name, *words, "--learning_rate", "0.5")
+    assert contents(stages / name) == before
 
 
 def test_warm_up_leaves_a_generator(stages):

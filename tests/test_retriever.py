@@ -336,6 +336,10 @@ def test_dev_metrics_by_hand():
     assert metrics["ndcg@10"] == pytest.approx(0.96394, abs=1e-5)
     assert metrics["accuracy"] == 0.75  # the second pair is called relevant and is not
     assert metrics["pr_auc"] == pytest.approx((1 + 2 / 3) / 2)
+    # From grade 2 on only the first counts, which is found at once; gains are as before.
+    assert dev_metrics(dev, has_ids=True, relevant_grade=2)(prediction) == metrics
+    nothing = dev_metrics(dev, has_ids=True, relevant_grade=3)(prediction)
+    assert nothing.keys() == metrics.keys() - {"ndcg@10"}
     one_class = dev_metrics(dev[dev["label"] == 0].reset_index(drop=True), has_ids=True)
     prediction.predictions = prediction.predictions[:2]
     # Areas and rankings are not defined without a relevant pair; Trainer cannot log None.
