@@ -591,13 +591,14 @@ class AdversarialRun:
         return read_json(metrics_file)
 
     def _export(self, best: int, blend_weight: float | None) -> None:
-        """Write retriever/ and generator/ of the run folder anew."""
+        """Write retriever/ and generator/ of the run folder anew; a control's is the warm-up's."""
         for name in ("retriever", "generator"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         retriever = Retriever.from_pretrained(str(self.round_folder(best) / "retriever"))
         retriever.blend_weight = blend_weight
         retriever.save(self.folder / "retriever")
-        save_merged_generator(self.round_folder(best) / "generator", self.folder / "generator")
+        trained = best if self.loop.query_source == "adversarial" else 0
+        save_merged_generator(self.round_folder(trained) / "generator", self.folder / "generator")
 
     def _summary(self, best: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         summary: dict[str, Any] = {

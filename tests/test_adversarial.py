@@ -374,6 +374,17 @@ def set_kept(folder: Path, number: int) -> None:
     path.write_text(json.dumps(metrics))
 
 
+@pytest.mark.parametrize("source", ["none", "random_crops"])
+def test_a_control_ends_with_the_generator_of_the_warm_up(source, config, tmp_path):
+    run = build_run(config, tmp_path / "run", "--query_source", source, "--max_dev_drop=1")
+    assert run.run()["best_round"] == 1
+    weights = [
+        AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / name).state_dict()
+        for name in ("generator", "round_00/generator")
+    ]
+    assert all(weight.equal(weights[1][name]) for name, weight in weights[0].items())
+
+
 def test_synthetic_share_is_capped(config, copy):
     shutil.rmtree(copy / "round_01" / "retriever")
     run = build_run(config, copy, "--max_synthetic_share", "0.1")
