@@ -363,7 +363,7 @@ def _tests(
             "p": p_values[control],
             "p_holm": adjusted[control],
             "effect_size": effect_size(differences),
-            "detectable": _defined(detectable_difference(interval.standard_error)),
+            "detectable": _defined(detectable_difference(interval.query_error)),
             "wins": int((differences > 0).sum()),
             "losses": int((differences < 0).sum()),
             "ties": int((differences == 0).sum()),

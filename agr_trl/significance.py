@@ -37,16 +37,17 @@ class Fold(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A value with its 95 % interval over queries and seeds, and its standard error.
+    """A value with its 95 % interval and bootstrap standard error, over queries and seeds.
 
-    The standard error is over queries alone, the seeds being what they are: that of
-    `paired_randomisation`.
+    `query_error` is the standard error over queries alone, the seeds being what they are, as they
+    are in `paired_randomisation`.
     """
 
     value: float
     low: float
     high: float
     standard_error: float
+    query_error: float
 
 
 # --- Weighted metrics ----------------------------------------------------------------------------
@@ -174,8 +175,10 @@ def bootstrap_intervals(
     )
     once = np.ones((1, num_queries))
     means = [value_by_seed(metric, folds, once).mean() for folds in arms]
-    low, high = (limit[: len(contrasts)] for limit in answer.confidence_interval)
-    columns = (contrasts @ np.array(means), low, high, answer.standard_error[len(contrasts) :])
+    found = (*answer.confidence_interval, answer.standard_error)
+    low, high, error = (column[: len(contrasts)] for column in found)
+    query_error = answer.standard_error[len(contrasts) :]
+    columns = (contrasts @ np.array(means), low, high, error, query_error)
     return [Interval(*map(float, row)) for row in zip(*columns, strict=True)]
 
 

@@ -135,16 +135,19 @@ def test_a_bootstrap_of_two_values_by_hand() -> None:
     first, second, difference = bootstrap_intervals(weighted_mean, arms, contrasts, 4_000)
     assert first[:3] == (0.5, 0.0, 1.0)
     assert first.standard_error == pytest.approx(np.sqrt(1 / 8), rel=0.03)
-    assert second == (1.0, 1.0, 1.0, 0.0)
+    assert first.query_error == first.standard_error  # one seed
+    assert second == (1.0, 1.0, 1.0, 0.0, 0.0)
     assert difference[:3] == (-0.5, -1.0, 0.0)
 
 
 def test_seeds_are_drawn_too() -> None:
-    # Queries all alike, seeds 0 and 1: of four ways to draw two seeds each end is one.
+    # Queries all alike, seeds 0 and 1: the whole variance is that of drawing two seeds of two.
     (seeds,) = bootstrap_intervals(
         weighted_mean, [per_query([0] * 5, [1] * 5)], np.eye(1), resamples=4_000
     )
-    assert seeds == (0.5, 0.0, 1.0, 0.0)
+    assert seeds[:3] == (0.5, 0.0, 1.0)
+    assert seeds.standard_error == pytest.approx(np.sqrt(1 / 8), rel=0.03)
+    assert seeds.query_error == 0
 
 
 def test_the_interval_over_queries_is_that_of_scipy() -> None:
@@ -293,19 +296,19 @@ def test_a_planted_difference_is_found() -> None:
         weighted_average_precision, arms, np.array([[1, -1]]), resamples=500
     )
     assert difference.low > 0
-    assert difference.value > detectable_difference(difference.standard_error)
+    assert difference.value > detectable_difference(difference.query_error)
 
 
-def test_the_standard_error_holds_the_seeds_as_the_test_does() -> None:
+def test_the_error_over_queries_holds_the_seeds_as_the_test_does() -> None:
     # All queries gain 1 in one seed and lose 1 in the other: the seeds' chance, not the queries'.
     arms = [per_query([1] * 5, [-1] * 5), per_query([0] * 5, [0] * 5)]
     (difference,) = bootstrap_intervals(weighted_mean, arms, np.array([[1, -1]]), 500)
     assert (difference.low, difference.high) == (-1, 1)
-    assert difference.standard_error == pytest.approx(0, abs=1e-12)
+    assert difference.query_error == pytest.approx(0, abs=1e-12)
     # Means over the two seeds of 40 queries, -1 and 1 half each: standard deviation 1.
     arms = [per_query([2, -2] * 20, [0, 0] * 20), per_query([0] * 40, [0] * 40)]
     (difference,) = bootstrap_intervals(weighted_mean, arms, np.array([[1, -1]]), 2_000)
-    assert difference.standard_error == pytest.approx(1 / np.sqrt(40), rel=0.06)
+    assert difference.query_error == pytest.approx(1 / np.sqrt(40), rel=0.06)
 
 
 def test_detectable_differences_are_found_four_times_in_five() -> None:
