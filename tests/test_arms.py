@@ -240,7 +240,8 @@ def test_a_comparison_is_not_resumed_with_other_settings(finished, tmp_path):
 
 def test_a_comparison_is_one_process(shop, tmp_path, monkeypatch):
     config = write_loop_config(tmp_path / "compare.yaml", shop)
-    monkeypatch.setattr(PartialState, "num_processes", 2)
+    PartialState()
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 2)
     with pytest.raises(UserError, match="a comparison is one process; give it `--workers N`"):
         run_arms(comparison(config, tmp_path / "run"))
 
