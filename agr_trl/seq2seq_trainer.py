@@ -246,6 +246,7 @@ class _Seq2SeqMixin:
 
     _config_class: type[RLOOConfig] | type[GRPOConfig]
     _sampled_logps: Tensor | None = None  # (B, C) of what was just sampled, where they are wanted
+    _old_logps: Tensor | None = None  # (B,) of the loss, where its own pass is to write them
     _entropy_bonus_enabled = False  # GRPO sets it per run: only then does entropy need gradients
 
     # What TRL's constructor sets.
@@ -365,11 +366,10 @@ class _Seq2SeqMixin:
             raise UserError(f"prompt {prompts[prompt_ids.index([])]!r} has no tokens; drop it")
         return prompt_ids, None, {}
 
-    def _sample(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], Tensor | None]:
+    def _sample(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], Tensor]:
         """Sample a completion for each of B prompts: at most C token ids, end token included.
 
-        Also returns their log-probabilities (B, C), or None below float32: there decoding token
-        by token rounds otherwise than the pass of the loss, and ratios would not start at 1.
+        Also returns their log-probabilities (B, C).
         """
         padding = {"padding_side": "right", "pad_to_multiple_of": self.pad_to_multiple_of}
         rows = [torch.tensor(ids, device=self.accelerator.device) for ids in prompt_ids]
@@ -397,9 +397,6 @@ class _Seq2SeqMixin:
                 logits_processor=LogitsProcessorList([sampler]),
             )  # (B, D + C)
         completions = _until_end(tokens[:, prefix.size(1) :], self.eos_token_ids)
-        is_full_precision = self.model.dtype == torch.float32
-        if not is_full_precision or self.accelerator.mixed_precision != "no":
-            return completions, None
         return completions, sampler.log_probabilities
 
     def _get_per_token_logps_and_entropies(
@@ -431,6 +428,9 @@ class _Seq2SeqMixin:
                 prompts, completions = chunk.tensor_split([prompt_tokens], dim=2)
                 scores.append(self._score(model, prompts, completions, compute_entropy))
         logps, entropies = zip(*scores, strict=True)
+        if self._old_logps is not None:  # TRL reads them after this pass
+            self._old_logps.copy_(torch.cat(logps).detach().sum(1))
+            self._old_logps = None
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
     def _score(
@@ -466,16 +466,36 @@ class Seq2SeqRLOOTrainer(_Seq2SeqMixin, RLOOTrainer):
     """`trl.RLOOTrainer` for any encoder-decoder that `AutoModelForSeq2SeqLM` loads.
 
     TRL scores fresh samples once more for their old log-probabilities, before anything else is
-    scored. In float32 sampling has met them already, and that pass is saved.
+    scored; it needs them for the KL penalty and for the ratios of the loss. Sampling has met them
+    already, and that pass is saved. Below float32 decoding token by token rounds otherwise than
+    the pass of the loss, and ratios would not start at 1: there the pass is saved only where each
+    sample is used once, before its policy changes, so that its ratio is 1 whatever was rounded.
     """
 
     _config_class = RLOOConfig
 
+    @property
+    def _is_full_precision(self) -> bool:
+        return self.model.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
+
+    @property
+    def _is_on_policy(self) -> bool:
+        """Whether no sample is used after a step of the optimizer; TRL's own rule in GRPO."""
+        uses = self.args.steps_per_generation * self.num_iterations
+        return self.args.gradient_accumulation_steps % uses == 0
+
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: None, multimodal_fields: dict[str, Any]
     ) -> list[list[int]]:
-        completions, self._sampled_logps = self._sample(prompt_ids)
+        completions, logps = self._sample(prompt_ids)
+        if self._is_full_precision or self._is_on_policy:
+            self._sampled_logps = logps
         return completions
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        if self._is_on_policy and not self._is_full_precision:
+            self._old_logps = inputs["old_logps"]
+        return super()._compute_loss(model, inputs)
 
 
 class Seq2SeqGRPOTrainer(_Seq2SeqMixin, GRPOTrainer):

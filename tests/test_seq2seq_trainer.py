@@ -18,6 +18,7 @@ from seq2seq_models import (
     build_trainer,
     parameters_of,
 )
+from torch.nn.utils import parameters_to_vector
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertConfig,
@@ -269,12 +270,43 @@ def test_old_scores_from_sampling_train_as_a_pass_of_their_own_does(tmp_path, mo
     torch.testing.assert_close(sampled, scored, atol=1e-5, rtol=1e-4)
 
 
-def test_below_float32_old_scores_are_a_pass_of_their_own(tmp_path):
-    trainer = build_trainer(build_model("t5"), tmp_path, max_steps=1, bf16=True)
+def test_below_float32_old_scores_are_a_pass_of_their_own_off_policy(tmp_path):
+    options = {"num_iterations": 2, "max_steps": 2, "bf16": True}
+    trainer = build_trainer(build_model("t5"), tmp_path, **options)
     rows: list[int] = []
     count_rows(first_encoder_layer(trainer.model), rows)
     trainer.train()
-    assert rows == [2, 2, 2]  # sampling, old scores, the loss; the reference has its own encoder
+    # Sampling, old scores, the loss, the loss again; the reference has its own encoder.
+    assert rows == [2, 2, 2, 2]
+
+
+def test_below_float32_ratios_are_1_on_policy_without_that_pass(tmp_path):
+    options = {"gradient_accumulation_steps": 2, "max_steps": 2, "epsilon": 1e-9, "bf16": True}
+    trainer = build_trainer(build_model("t5"), tmp_path, **options)
+    rows: list[int] = []
+    count_rows(first_encoder_layer(trainer.model), rows)
+    trainer.train()
+    assert len(rows) == 2 * (1 + 2)  # each step samples once, for two batches of the loss
+    for entry in trainer.state.log_history[:-1]:
+        assert entry["clip_ratio/region_mean"] == 0
+        assert entry["grad_norm"] > 0
+    assert trainer.state.log_history[0]["kl"] == pytest.approx(0, abs=0.05)
+
+
+def test_gradients_on_policy_are_those_of_a_pass_for_old_scores(tmp_path, monkeypatch):
+    def weights_after_training(name: str) -> torch.Tensor:
+        # Not Adam: it makes a whole step of a gradient that is nothing but rounding.
+        options = {"max_steps": 3, "optim": "sgd", "bf16": True}
+        trainer = build_trainer(build_model("t5"), tmp_path / name, **options)
+        trainer.train()
+        return parameters_to_vector(trainer.model.parameters()).detach()
+
+    saved = weights_after_training("saved")
+    monkeypatch.setattr(Seq2SeqRLOOTrainer, "_is_on_policy", False)
+    taken = weights_after_training("taken")
+    start = parameters_to_vector(build_model("t5").parameters()).detach()
+    # The pass of its own rounds otherwise than the loss: a thousandth in the ratios.
+    assert (saved - taken).norm() < 0.02 * (taken - start).norm()
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
