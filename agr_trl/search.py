@@ -6,11 +6,12 @@ Shapes: Q queries, K candidates of a query, N aligned pairs.
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import numpy as np
 import pandas as pd
 import Stemmer
@@ -26,6 +27,26 @@ from agr_trl.runtime import (
     wait_for_everyone,
     write_json,
 )
+
+
+
+def _import_bm25s() -> Any:
+    """Import bm25s without JAX, which it would start where that is installed.
+
+    JAX takes three quarters of a GPU's memory at once, in each process, for a top k that is not
+    used here (bm25s/selection.py, bm25s 0.3.16).
+    """
+    is_unused = "jax" not in sys.modules
+    if is_unused:
+        sys.modules["jax"] = None  # type: ignore[assignment]  # import then says it is not there
+    try:
+        return import_module("bm25s")
+    finally:
+        if is_unused:
+            del sys.modules["jax"]
+
+
+bm25s = _import_bm25s()
 
 Scorer = Callable[[list[str], list[str]], np.ndarray]
 """`scorer(queries, documents)` gives one score per aligned pair, shape (N,)."""

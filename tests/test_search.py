@@ -1,7 +1,11 @@
 """BM25 against values worked by hand and a naive second implementation; the blend; the search."""
 
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -254,3 +258,19 @@ def test_a_build_that_was_stopped_leaves_no_index(tmp_path, monkeypatch) -> None
             load_index(DOCUMENTS, str(folder))
     assert not folder.exists()
     assert len(load_index(DOCUMENTS, str(folder))) == len(DOCUMENTS)
+
+
+def test_jax_is_not_started_where_it_is_installed(tmp_path: Path) -> None:
+    """It would take three quarters of a GPU's memory; who asks for it later still gets it."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("")
+    (tmp_path / "jax" / "lax.py").write_text("raise SystemExit('JAX was started')\n")
+    script = "import agr_trl.search, sys; assert 'jax' not in sys.modules; import jax; print('ok')"
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "ok", done.stderr
