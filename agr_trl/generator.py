@@ -19,7 +19,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
     GenerationConfig,
-    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
@@ -30,7 +29,6 @@ from agr_trl.acceptance import words
 from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
 from agr_trl.data import RelevanceDataset
-from agr_trl.encode_once import encode_once
 from agr_trl.errors import UserError
 from agr_trl.loading import (
     LOADING_ERRORS,
@@ -40,7 +38,7 @@ from agr_trl.loading import (
     resolve_model_name,
 )
 from agr_trl.runtime import progress
-from agr_trl.sampling import GREEDY, Sampler, blank_generation_config
+from agr_trl.sampling import GREEDY, sample_completions
 from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout, refuse_sharding
 from agr_trl.small_models import build_small_t5
 
@@ -301,13 +299,15 @@ def sample_queries(
             batch = tokenizer.pad(
                 {"input_ids": [encoded[row] for row in rows]}, return_tensors="pt"
             )
-            with blank_generation_config(model), encode_once(model):
-                tokens = model.generate(
-                    **batch.to(model.device),
-                    decoder_input_ids=prefix.expand(len(rows), -1),
-                    generation_config=generation,
-                    logits_processor=LogitsProcessorList([Sampler(settings.sampling_temperature)]),
-                )
+            batch = batch.to(model.device)
+            tokens, _ = sample_completions(
+                model,
+                batch["input_ids"],
+                batch["attention_mask"],
+                prefix.expand(len(rows), -1),
+                generation,
+                settings.sampling_temperature,
+            )
             texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
             for row, text in zip(rows, texts, strict=True):
                 queries[row].append(text.strip())

@@ -6,9 +6,20 @@ from contextlib import contextmanager
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
+
+from agr_trl.encode_once import encode_once
+from agr_trl.recorded_decoding import decode
 
 _BLOCK = 128  # tokens: of the order of a vocabulary's root, so that both look-ups are short
+
+# Families whose decoding step can be recorded on a GPU.
+_RECORDED = ("t5", "mt5")
 
 # What `generate` is told when a `Sampler` draws.
 GREEDY = {"do_sample": False, **dict.fromkeys(("temperature", "top_k", "top_p", "min_p"))}
@@ -33,6 +44,13 @@ class Sampler(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores (B, V) that leave one token a row, for logits (B, V)."""
+        tokens, logps = self.draw(scores)
+        self._logps.append(logps)
+        assert self._scratch is not None
+        return self._scratch[0].fill_(-torch.inf).scatter_(1, tokens, 0)
+
+    def draw(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a token a row and its log-probability, each (B, 1), for logits (B, V)."""
         if self._scratch is None:
             self._scratch = scores.new_empty((2, *scores.shape), dtype=torch.float32)
         scaled, probabilities = self._scratch
@@ -45,8 +63,7 @@ class Sampler(LogitsProcessor):
         inside = probabilities.gather(1, tokens.clamp(max=scores.size(1) - 1))
         place, _ = _look_up(inside.masked_fill(tokens >= scores.size(1), 0), rest)
         tokens = tokens.gather(1, place)
-        self._logps.append(probabilities.gather(1, tokens).log())
-        return scaled.fill_(-torch.inf).scatter_(1, tokens, 0)
+        return tokens, probabilities.gather(1, tokens).log()
 
     @property
     def log_probabilities(self) -> Tensor:
@@ -55,6 +72,48 @@ class Sampler(LogitsProcessor):
         What stands behind a row's end was drawn too, and dropped by `generate`.
         """
         return torch.cat(self._logps, dim=1)
+
+
+@torch.no_grad()
+def sample_completions(
+    model: PreTrainedModel | PeftModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    prefix: Tensor,
+    config: GenerationConfig,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Sample a completion for each prompt (B, P), decoded behind `prefix` (B, D).
+
+    Returns tokens and their log-probabilities in nats, both (B, C): C is at most `max_new_tokens`
+    of `config`, which also names the end and pad tokens, and is less where all rows end before.
+    What stands behind a row's end means nothing. Equal prompts are encoded once. On a GPU a T5
+    replays a recorded step; draws then differ from those of `generate`, whose law they have.
+    """
+    sampler = Sampler(temperature)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    with blank_generation_config(model), encode_once(model):
+        if input_ids.is_cuda and base.config.model_type in _RECORDED:
+            ends = config.eos_token_id
+            return decode(
+                base,
+                input_ids,
+                attention_mask,
+                prefix,
+                sampler.draw,
+                max_tokens=config.max_new_tokens,
+                end_tokens=ends if isinstance(ends, list) else [ends],
+                pad_token=config.pad_token_id,
+            )
+        tokens = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=prefix,
+            decoder_attention_mask=torch.ones_like(prefix),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([sampler]),
+        )  # (B, D + C)
+    return tokens[:, prefix.size(1) :], sampler.log_probabilities
 
 
 def _block_sums(probabilities: Tensor) -> Tensor:

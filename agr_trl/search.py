@@ -29,7 +29,6 @@ from agr_trl.runtime import (
 )
 
 
-
 def _import_bm25s() -> Any:
     """Import bm25s without JAX, which it would start where that is installed.
 

@@ -30,7 +30,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
-    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -44,7 +43,7 @@ from agr_trl.cast_once import cast_once
 from agr_trl.encode_once import encode_once
 from agr_trl.errors import UserError
 from agr_trl.report_text import visible
-from agr_trl.sampling import GREEDY, Sampler, blank_generation_config
+from agr_trl.sampling import GREEDY, sample_completions
 
 logger = logging.getLogger(__name__)
 
@@ -376,28 +375,18 @@ class _Seq2SeqMixin:
         input_ids = pad(rows, padding_value=self._tokenizer.pad_token_id, **padding)  # (B, P)
         attention_mask = pad([torch.ones_like(row) for row in rows], padding_value=0, **padding)
         prefix = input_ids.new_tensor(self._decoder_prefix).expand(len(rows), -1)  # (B, D)
-        sampler = Sampler(self.temperature)
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
                 self.accelerator,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
-            torch.no_grad(),
-            blank_generation_config(model),
-            encode_once(model),
             self.accelerator.autocast(),  # sampled in the precision that it is scored in
         ):
-            tokens = model.generate(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                decoder_input_ids=prefix,
-                decoder_attention_mask=torch.ones_like(prefix),
-                generation_config=self.generation_config,
-                logits_processor=LogitsProcessorList([sampler]),
-            )  # (B, D + C)
-        completions = _until_end(tokens[:, prefix.size(1) :], self.eos_token_ids)
-        return completions, sampler.log_probabilities
+            tokens, logps = sample_completions(
+                model, input_ids, attention_mask, prefix, self.generation_config, self.temperature
+            )
+        return _until_end(tokens, self.eos_token_ids), logps
 
     def _get_per_token_logps_and_entropies(
         self,

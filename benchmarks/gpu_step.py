@@ -191,7 +191,9 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="<cls> $A </s> $B:1 </s>:1", special_tokens=[("</s>", 1), ("<cls>", 3)]
+        single="$A </s>",
+        pair="<cls> $A </s> $B:1 </s>:1",
+        special_tokens=[("</s>", 1), ("<cls>", 3)],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
