@@ -13,7 +13,7 @@ from agr_trl.arms import run_arms
 from agr_trl.comparison_report import write_comparison_report
 from agr_trl.config import ComparisonArguments, parse_recipe
 from agr_trl.evidence import build_evidence, evidence_table
-from agr_trl.runtime import hardware, read_json, run_recipe, start, write_json
+from agr_trl.runtime import read_json, run_recipe, start, write_json
 
 SECTIONS = LOOP_SECTIONS | {"": (*LOOP_SECTIONS[""], ComparisonArguments)}
 
@@ -23,14 +23,15 @@ def main() -> None:
     start(recipe[""].values["seed"])
     folder, seeds = run_arms(recipe)
     _, data, _, comparison = recipe[""].build()
+    begun = read_json(folder / "run.json")
     evidence = build_evidence(
         folder,
         comparison.primary_metric,
         seeds,
         comparison.folds,
         dataset=Path(data.dataset_path or data.dataset_format).name,
-        commit=read_json(folder / "run.json")["commit"],
-        hardware=hardware(),
+        commit=begun["commit"],
+        hardware=begun["hardware"],
         arms=comparison.arms,
         ablations=comparison.ablation_changes,
         resamples=comparison.resamples,
