@@ -75,6 +75,21 @@ def test_a_stopped_run_goes_on_behind_the_works_that_it_measured(load, tmp_path,
     assert seen == ["search", "load_data", "load_data"]
 
 
+def test_bfloat16_is_left_out_where_the_processor_is_slow_at_it(
+    load, tmp_path, monkeypatch, capsys
+):
+    import torch
+
+    run = load("run")
+    both = work(tmp_path, ours=run_of([1.0]), theirs=run_of([2.0]), short=run_of([0.5]))
+    both.CONTESTANTS["short"], both.BFLOAT16 = "project", "short"
+    for rate, expected in ((0.5, ["ours", "theirs"]), (2.0, ["ours", "theirs", "short"])):
+        speeds = {torch.float32: 1.0, torch.bfloat16: rate}
+        monkeypatch.setattr(run, "matrix_speed", lambda *_, dtype=torch.float32, s=speeds: s[dtype])
+        assert list(run.measure(both, tmp_path, {}, rounds=1)["contestants"]) == expected
+        assert ("slow at bfloat16" in capsys.readouterr().err) == (rate < 1)
+
+
 def test_other_results_end_the_run(load, tmp_path):
     both = work(tmp_path, ours=run_of([1.0]), theirs=run_of([1.0], check=(1.0, 2.02)))
     with pytest.raises(SystemExit, match="theirs gives other results"):
