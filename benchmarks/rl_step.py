@@ -43,7 +43,7 @@ def agr_trl(
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainerCallback
     from trl import RLOOConfig
 
-    from agr_trl import Retriever, Seq2SeqRLOOTrainer, seq2seq_trainer
+    from agr_trl import Retriever, Seq2SeqRLOOTrainer, sampling, seq2seq_trainer
     from agr_trl.config import RewardArguments
     from agr_trl.rewards import RetrieverLossReward
 
@@ -72,7 +72,7 @@ def agr_trl(
         yield
 
     if not shared:
-        seq2seq_trainer.encode_once = encode_every_row
+        seq2seq_trainer.encode_once = sampling.encode_once = encode_every_row
     texts = read(inputs, "catalogue")["long_texts"][: products * (repeats + 1)]
     retriever = Retriever.from_pretrained(str(inputs / "retriever"))
     retriever.bfloat16 = bfloat16

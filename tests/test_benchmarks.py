@@ -116,6 +116,18 @@ def test_least_operations_by_hand(load):
     assert load("rl_step").least_operations(1) == 22_548_578_304 + 39_392_903_168 + 21_870_673_920
 
 
+def test_least_operations_on_a_gpu_by_hand(load):
+    # T5: 12 layers of 4 * 768^2 + 2 * 768 * 3072 weights and the decoder's 2 * 768^2 of keys and
+    # values are 99,090,432; 16 products of 128 tokens, 2 operations, 4 passes: 1,623,497,637,888.
+    # Decoder: 12 * (6 * 768^2 + 2 * 768 * 3072) + 768 * 32128 = 123,764,736; 256 queries of 16
+    # tokens: 4,055,522,869,248. BERT: 23 layers of 12 * 1024^2 and 3 * 1024^2 of the last for 147
+    # tokens, 9 * 1024^2 for one: 43,014,684,672 a pair, 256 pairs, 2 operations.
+    gpu_step = load("gpu_step")
+    scorer = 2 * 256 * 43_014_684_672
+    assert gpu_step.least_operations() == 1_623_497_637_888 + 4_055_522_869_248 + scorer
+    assert gpu_step.word_tokenizer()("w0 w1", "w2")["input_ids"] == [3, 4, 5, 1, 6, 1]
+
+
 def test_works_on_a_large_catalogue_do_what_they_are_timed_for(load, tmp_path):
     large = load("large_catalogue")
     words = [f"word{n}" for n in range(40)]

@@ -32,7 +32,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import GRPOConfig, RLOOConfig
 from trl.trainer.utils import pad
 
-from agr_trl import seq2seq_trainer
+from agr_trl import sampling, seq2seq_trainer
 from agr_trl.seq2seq_trainer import (
     Seq2SeqGRPOConfig,
     Seq2SeqGRPOTrainer,
@@ -226,7 +226,8 @@ def test_sharing_the_encoder_changes_neither_scores_nor_gradients(
     shared = scores_and_gradients()
     torch.manual_seed(0)
     with_sharing = trainer._sample(prompts)
-    monkeypatch.setattr(seq2seq_trainer, "encode_once", lambda model: nullcontext())
+    for module in (seq2seq_trainer, sampling):
+        monkeypatch.setattr(module, "encode_once", lambda model: nullcontext())
     torch.testing.assert_close(shared, scores_and_gradients(), atol=1e-4, rtol=1e-4)
     torch.manual_seed(0)
     without = trainer._sample(prompts)
