@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import rl_step
 import torch
 from datasets import Dataset
 from peft import LoraConfig
@@ -208,17 +209,10 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def least_operations() -> float:
-    """Return the least floating-point operations of a step, counted as in rl_step.py."""
-    width, inner, layers, vocabulary = 768, 3_072, 12, 32_128
-    encoder_weights = layers * (4 * width**2 + 2 * width * inner)
-    keys_and_values = layers * 2 * width**2
-    decoder_weights = layers * (6 * width**2 + 2 * width * inner) + width * vocabulary
-    queries, passes = PRODUCTS * GROUP, 4
-    encoder = passes * 2 * PRODUCTS * PROMPT_TOKENS * (encoder_weights + keys_and_values)
-    decoder = passes * 2 * queries * QUERY_TOKENS * decoder_weights
-    attention, rest = 3 * 1_024**2, 1_024**2 + 2 * 1_024 * 4_096
-    pair = (PROMPT_TOKENS + QUERY_TOKENS + 3) * (23 * (attention + rest) + attention) + rest
-    return float(encoder + decoder + 2 * queries * pair)
+    """Return the least floating-point operations of a step."""
+    t5 = (T5_BASE.d_model, T5_BASE.d_ff, T5_BASE.num_layers)
+    bert = (BERT_LARGE.hidden_size, BERT_LARGE.intermediate_size, BERT_LARGE.num_hidden_layers)
+    return rl_step.least_operations(PRODUCTS, GROUP, t5, bert)
 
 
 def matrix_speed(size: int = 8_192, repeats: int = 20) -> float:

@@ -206,26 +206,33 @@ def plain_loop(inputs: Path, products: int, repeats: int) -> None:
     tell(products * GROUP, timed(step, repeats))
 
 
-def least_operations(products: int) -> float:
+def least_operations(
+    products: int,
+    group: int = GROUP,
+    generator: tuple[int, int, int] = (512, 2_048, 6),
+    retriever: tuple[int, int, int] = (384, 1_536, 6),
+) -> float:
     """Return the floating-point operations that a step needs at the least.
 
+    The models, T5 and BERT, are given as width, inner width and number of layers.
     Weights count 2 operations a token each (multiply, add); the softmax's products of keys and
     queries are left out, a few percent. A pass backward through frozen weights costs as much as
     one forward, since only what flows to the adapters is needed. Each product is encoded for
     sampling, for the loss (forward and backward) and for the anchor; each query's tokens go through
-    the decoder and the head for the same three, and once more through MiniLM with their product, of
+    the decoder and the head for the same three, and once more through BERT with their product, of
     whose last layer all but queries, keys and values is for the first token alone.
     """
-    width, inner, layers, vocabulary = 512, 2_048, 6, 32_128
+    (width, inner, layers), vocabulary = generator, 32_128
     encoder_weights = layers * (4 * width**2 + 2 * width * inner)
     decoder_weights = layers * (6 * width**2 + 2 * width * inner) + width * vocabulary
     keys_and_values = layers * 2 * width**2  # of the encoded product, once a product
-    queries = products * GROUP
+    queries = products * group
     passes = 4  # sampling; loss forward and backward; anchor
     encoder = passes * 2 * products * 128 * (encoder_weights + keys_and_values)
     decoder = passes * 2 * queries * QUERY_TOKENS * decoder_weights
-    attention, rest = 3 * 384**2, 384**2 + 2 * 384 * 1_536  # of a layer of MiniLM
-    pair = (128 + QUERY_TOKENS + 3) * (5 * (attention + rest) + attention) + rest
+    width, inner, layers = retriever
+    attention, rest = 3 * width**2, width**2 + 2 * width * inner  # of a layer of BERT
+    pair = (128 + QUERY_TOKENS + 3) * ((layers - 1) * (attention + rest) + attention) + rest
     scorer = 2 * queries * pair
     return float(encoder + decoder + scorer)
 
