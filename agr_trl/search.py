@@ -215,12 +215,16 @@ def _catalogue_of(documents: Sequence[str]) -> dict[str, Any]:
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return the positions of the `k` largest scores, best first, equal ones in their order."""
+    """Return the positions of the `k` largest scores (>= 0), best first, equal in their order."""
+    found = np.flatnonzero(scores)  # few documents share a word with the query
+    if len(found) < k:
+        found = np.arange(len(scores))
+    scores = scores[found]
     kth = np.partition(scores, -k)[-k]
     above = np.flatnonzero(scores > kth)
     at_cut = np.flatnonzero(scores == kth)[: k - len(above)]
     above = above[np.argsort(-scores[above], kind="stable")]
-    return np.concatenate([above, at_cut])
+    return found[np.concatenate([above, at_cut])]
 
 
 def blend(retriever_scores: np.ndarray, bm25_scores: np.ndarray, weight: float) -> np.ndarray:

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from casts import CastCounter
 from encoder_models import FAMILIES, MAX_TOKENS, save_checkpoint
 from scipy.special import expit
 from sklearn.metrics import average_precision_score
@@ -136,6 +137,20 @@ def test_bfloat16_changes_scores_by_its_rounding_alone():
     assert rounded.dtype == np.float32
     assert not np.array_equal(rounded, exact)
     assert rounded == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_bfloat16_casts_a_weight_once_however_many_batches_are_scored(is_frozen):
+    retriever = build_retriever()
+    if is_frozen:
+        retriever.freeze()
+    retriever.bfloat16, retriever.batch_tokens = True, 1  # a pair a batch
+    linear = [part for part in retriever.model.modules() if isinstance(part, torch.nn.Linear)]
+    large = [part.weight.shape for part in linear if len(part.weight) > 1]  # unlike any token's
+    with CastCounter(set(large)) as counter:
+        retriever.score(QUERIES, DOCUMENTS)
+    assert counter.casts == len(large)
+    assert {part.weight.dtype for part in linear} == {torch.float32}
 
 
 # --- Saving and loading --------------------------------------------------------------------------

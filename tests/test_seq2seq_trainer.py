@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from casts import CastCounter
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from seq2seq_models import (
@@ -19,7 +20,6 @@ from seq2seq_models import (
     parameters_of,
 )
 from torch.nn.utils import parameters_to_vector
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertConfig,
     BertLMHeadModel,
@@ -332,20 +332,6 @@ def test_bfloat16_casts_a_frozen_weight_once_and_gives_the_same_adapter(
     assert once == linear
     assert each > 10 * linear
     assert all(weight.equal(same[name]) for name, weight in adapter.items())
-
-
-class CastCounter(TorchDispatchMode):
-    """Counts casts of tensors with one of `shapes` from float32 to bfloat16."""
-
-    def __init__(self, shapes: set[torch.Size]) -> None:
-        super().__init__()
-        self.shapes, self.casts = shapes, 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        is_cast = func is torch.ops.aten._to_copy.default and output.dtype == torch.bfloat16
-        self.casts += is_cast and args[0].shape in self.shapes
-        return output
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])

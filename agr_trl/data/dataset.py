@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from agr_trl.data.beir import read_beir
@@ -73,12 +74,14 @@ class RelevanceDataset:
                 f"split {split!r} has no judgements; this data set has {', '.join(found)}"
             )
         texts = self.queries.set_index("query_id")["query"]
-        documents = pd.Series(self.documents, index=self.products["product_id"], dtype="str")
+        # As objects many pairs hold one document's text, which "str" would copy for each.
+        documents = np.array(self.documents, dtype=object)
+        places = pd.Index(self.products["product_id"]).get_indexer(rows["product_id"])
         columns = {
             "query_id": rows["query_id"],
             "product_id": rows["product_id"],
             "query": rows["query_id"].map(texts),
-            "document": rows["product_id"].map(documents),
+            "document": pd.Series(documents[places], index=rows.index, dtype=object),
             "label": rows["label"],
             "grade": rows["grade"],
         }

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow
+from pyarrow import csv as arrow_csv
 from pyarrow.parquet import ParquetFile
 
 from agr_trl.errors import UserError
@@ -228,27 +229,57 @@ def _parse(
     path: Path, delimiter: str, required: Sequence[str], wanted: Sequence[str], quoting: int
 ) -> pd.DataFrame:
     rows = _records(path, delimiter, quoting)
-    _, header = next(rows, (1, []))
+    first_line, header = next(rows, (1, []))
     header = [_unquote(name).strip() for name in header]
     _check_header(path, header, required, delimiter)
     columns = [name for name in wanted if name in header]
-    places = [header.index(name) for name in columns]
-    lines, values = [], []
-    for line, fields in rows:
-        if len(fields) != len(header):
-            raise UserError(
-                f"{path}, line {line}: {len(fields)} fields where the header has {len(header)}; "
-                f"separate them by one {DELIMITER_NAMES[delimiter]} each"
-            )
-        lines.append(line)
-        values.append([fields[place] for place in places])
-    table = pd.DataFrame(values, columns=columns, index=pd.Index(lines, name="line"), dtype="str")
+    table = None
+    if quoting == csv.QUOTE_NONE and first_line == 1:
+        table = _whole_lines(path, delimiter, header, columns)
+    if table is None:
+        places = [header.index(name) for name in columns]
+        lines, values = [], []
+        for line, fields in rows:
+            if len(fields) != len(header):
+                raise UserError(
+                    f"{path}, line {line}: {len(fields)} fields where the header has "
+                    f"{len(header)}; separate them by one {DELIMITER_NAMES[delimiter]} each"
+                )
+            lines.append(line)
+            values.append([fields[place] for place in places])
+        index = pd.Index(lines, name="line")
+        table = pd.DataFrame(values, columns=columns, index=index, dtype="str")
     for name in columns:
         text = table[name]
         if quoting == csv.QUOTE_NONE and text.str.startswith('"').any():
             text = text.map(_unquote)
         table[name] = text.str.strip()
     return table
+
+
+def _whole_lines(
+    path: Path, delimiter: str, header: list[str], columns: list[str]
+) -> pd.DataFrame | None:
+    """Read a file of one record a line by Arrow, ten times as fast as csv.
+
+    None for whatever is not plain: a blank line, a line of too many or too few fields or of
+    megabytes, bytes that are not UTF-8. csv then reads it, and says what is wrong in which line.
+    """
+    if len(header) == 1:
+        return None  # whose blank lines Arrow takes for values
+    try:
+        rows = arrow_csv.read_csv(
+            path,
+            arrow_csv.ReadOptions(column_names=header, skip_rows=1),
+            arrow_csv.ParseOptions(delimiter=delimiter, quote_char=False, ignore_empty_lines=False),
+            arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(columns, pyarrow.string()), include_columns=columns
+            ),
+        )
+    except pyarrow.ArrowInvalid:
+        return None
+    lines = pd.RangeIndex(2, 2 + len(rows), name="line")
+    return rows.to_pandas().astype("str").set_axis(lines)
 
 
 def _records(path: Path, delimiter: str, quoting: Any) -> Iterator[tuple[int, list[str]]]:
