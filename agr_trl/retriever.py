@@ -2,8 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,10 +29,10 @@ from transformers import (
 )
 
 from agr_trl.bad_numbers import BadNumbersCallback
-from agr_trl.cast_once import cast_once
 from agr_trl.config import RetrieverArguments
 from agr_trl.errors import UserError
 from agr_trl.evaluation import PairMetrics, ranking_means, ranking_per_query
+from agr_trl.frozen_linear import frozen_linear
 from agr_trl.loading import load_config, load_model, load_tokenizer, resolve_model_name
 from agr_trl.losses import trainer_relevance_loss
 from agr_trl.runtime import progress
@@ -133,10 +132,12 @@ class Retriever:
         scores = np.empty(len(lengths), dtype=np.float32)
         device = self.model.device.type
         batch_tokens = self.batch_tokens or (1_024 if device == "cpu" else 8_192)
+        dtype = torch.bfloat16 if self.bfloat16 else torch.float32
+        autocast = torch.autocast(device, torch.bfloat16, enabled=self.bfloat16)
         was_training = self.model.training
         self.model.eval()
         try:
-            with self._precision():
+            with autocast, frozen_linear(self.model, dtype):
                 for rows in progress(_batches_by_tokens(lengths, batch_tokens), "scoring"):
                     batch = self.tokenizer.pad(
                         {name: [column[row] for row in rows] for name, column in encoded.items()},
@@ -152,16 +153,6 @@ class Retriever:
                 "number; its weights are broken: train it again with a lower `learning_rate`"
             )
         return scores
-
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        """Compute in bfloat16 where that is wanted; a weight is cast once, not once a batch."""
-        if not self.bfloat16:
-            yield
-            return
-        autocast = torch.autocast(self.model.device.type, torch.bfloat16)
-        with autocast, cast_once(self.model, torch.bfloat16):
-            yield
 
     def encode(
         self, queries: Sequence[str], documents: Sequence[str]

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from agr_trl.encode_once import encode_once
+from agr_trl.frozen_linear import frozen_linear
 from agr_trl.recorded_decoding import decode
 
 _BLOCK = 128  # tokens: of the order of a vocabulary's root, so that both look-ups are short
@@ -105,14 +106,18 @@ def sample_completions(
                 end_tokens=ends if isinstance(ends, list) else [ends],
                 pad_token=config.pad_token_id,
             )
-        tokens = model.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            decoder_input_ids=prefix,
-            decoder_attention_mask=torch.ones_like(prefix),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([sampler]),
-        )  # (B, D + C)
+        device = input_ids.device.type
+        is_autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if is_autocast else torch.float32
+        with frozen_linear(base, dtype):
+            tokens = model.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                decoder_input_ids=prefix,
+                decoder_attention_mask=torch.ones_like(prefix),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([sampler]),
+            )  # (B, D + C)
     return tokens[:, prefix.size(1) :], sampler.log_probabilities
 
 

@@ -17,7 +17,7 @@ C completion tokens, V vocabulary.
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,13 +37,14 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import pad, selective_log_softmax, selective_log_softmax_and_entropy
+from trl.trainer.utils import pad, selective_log_softmax_and_entropy
 
-from agr_trl.cast_once import cast_once
 from agr_trl.encode_once import encode_once
 from agr_trl.errors import UserError
+from agr_trl.frozen_linear import frozen_linear
 from agr_trl.report_text import visible
 from agr_trl.sampling import GREEDY, sample_completions
+from agr_trl.token_scores import token_scores
 
 logger = logging.getLogger(__name__)
 
@@ -341,9 +342,9 @@ class _Seq2SeqMixin:
         self.generation_config.update(**GREEDY)  # tokens are drawn by `Sampler`
 
     def train(self, *args: Any, **options: Any) -> Any:
-        """Train as TRL does; under bf16 autocast with frozen weights that are cast once."""
+        """Train as TRL does, with frozen weights that are cast and packed once."""
         is_bfloat16 = self.accelerator.mixed_precision == "bf16"
-        with cast_once(self.model, torch.bfloat16) if is_bfloat16 else nullcontext():
+        with frozen_linear(self.model, torch.bfloat16 if is_bfloat16 else torch.float32):
             return super().train(*args, **options)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -442,13 +443,18 @@ class _Seq2SeqMixin:
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=torch.ones_like(decoder_input_ids),
             use_cache=False,
-        ).logits[:, prefix.size(1) - 1 :]  # (B, C, V)
-        logits = logits.float()
-        options = {"temperature": self.temperature, "row_mask": completion_mask}
-        if not compute_entropy:
-            return selective_log_softmax(logits, completion_ids, **options), None
-        options["entropy_requires_grad"] = self._entropy_bonus_enabled
-        return selective_log_softmax_and_entropy(logits, completion_ids, **options)
+        ).logits
+        if prefix.size(1) > 1:  # a slice of all costs a copy backward
+            logits = logits[:, prefix.size(1) - 1 :]  # (B, C, V)
+        is_bonus = compute_entropy and self._entropy_bonus_enabled
+        if logits.is_cuda or is_bonus:  # TRL's kernel for a GPU; gradients of the entropy
+            logps, entropies = selective_log_softmax_and_entropy(
+                logits.float(), completion_ids, is_bonus, self.temperature, completion_mask
+            )
+        else:
+            logps, entropies = token_scores(logits, completion_ids, self.temperature)
+        mask = completion_mask.bool()
+        return logps.where(mask, 0), entropies.where(mask, 0) if compute_entropy else None
 
 
 class Seq2SeqRLOOTrainer(_Seq2SeqMixin, RLOOTrainer):

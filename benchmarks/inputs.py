@@ -6,14 +6,16 @@
     generator/             T5 of t5-small's shape, random weights; its tokenizer is MiniLM's
     retriever/             MiniLM with a new head
 
-The words are whole words of MiniLM's vocabulary, so that a word is a token for both models. A
-random generator never ends a query early: all have the longest length, the costliest case.
+The words are whole words of MiniLM's vocabulary, so that a word is a token for both models, and
+their own stems, so that BM25 finds much the same products with a stemmer and without. A random
+generator never ends a query early: all have the longest length, the costliest case.
 """
 
 import json
 from pathlib import Path
 
 import numpy as np
+import Stemmer
 import torch
 from make_full_size_wands import zipf_texts
 from transformers import (
@@ -35,6 +37,8 @@ def write_inputs(folder: Path, products: int, seed: int = 0) -> None:
     folder.mkdir(parents=True)
     tokenizer = AutoTokenizer.from_pretrained(resolve_model_name(MINILM))
     words = [w for w in sorted(tokenizer.get_vocab()) if len(w) > 2 and w.isalpha() and w.islower()]
+    stem = Stemmer.Stemmer("english").stemWord
+    words = [word for word in words if stem(word) == word]
     rng = np.random.default_rng(seed)
     vocabulary = rng.permutation(words)
     # Titles of shops have about ten words; one product in two has a description too.

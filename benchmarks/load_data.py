@@ -1,7 +1,7 @@
 """Load WANDS at full size (synthetic), split its queries, mine a negative a relevant pair."""
 
 from environments import PROJECT
-from measure import arguments, tell
+from measure import arguments, memory, tell
 
 UNIT = "data sets"
 OURS = "agr_trl"
@@ -64,6 +64,7 @@ if __name__ == "__main__":
 
     name, inputs, sizes = arguments()
     work = agr_trl() if name == OURS else by_hand()  # which imports: not part of the work
+    libraries = memory("VmRSS")
     began = time.perf_counter()
     found = work(inputs / f"wands_{sizes['queries']}")
-    tell(1, [time.perf_counter() - began], negatives=found)
+    tell(1, [time.perf_counter() - began], negatives=found, libraries_mib=libraries)

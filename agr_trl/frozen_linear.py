@@ -1,0 +1,86 @@
+"""Cast and pack the weights that do not change once, however often they are used."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def frozen_linear(model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[None]:
+    """Compute linear layers whose weights are frozen and float32 in `dtype`, inside this context.
+
+    All are frozen where no gradients are taken. Results are those without this but for the order of
+    sums; a layer's float32 weight comes back on leaving: nothing is merged into rounded ones.
+
+    - To bfloat16, which autocast computes in, a weight is cast once. Autocast itself keeps what it
+      has cast only of weights that are trained, and in inference mode of none (`cached_cast` in
+      torch's autocast_mode.cpp): with LoRA nearly all were cast anew for every token. An embedding
+      that shares the weight (T5's) keeps the float32 one.
+    - On a CPU a weight is also laid out as oneDNN's kernels read it, which needs its size again. A
+      float32 product that torch gives to MKL takes 1.1 to 2.5 times as long on AMD's processors,
+      the most for the few rows of a decoding step. torch's own compiler packs so when it freezes
+      (`torch/_inductor/fx_passes/mkldnn_fusion.py`), by the same two operators.
+    """
+    are_all_frozen = not torch.is_grad_enabled()
+    own = {
+        part: part.weight
+        for part in model.modules()
+        if type(part) is nn.Linear
+        and "forward" not in vars(part)  # someone else's, or packed already
+        and part.weight.dtype == torch.float32
+        and (are_all_frozen or not part.weight.requires_grad)
+    }
+    for part, weight in own.items():
+        if dtype != torch.float32:
+            part.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            part.forward = _packed_forward(part)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for part, weight in own.items():
+            part.weight = weight
+            vars(part).pop("forward", None)
+
+
+def _packed_forward(linear: nn.Linear) -> Any:
+    """Return a forward for `linear`, (..., in) to (..., out), that reads a packed weight."""
+    weight, bias = linear.weight, linear.bias
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+
+    def forward(states: Tensor) -> Tensor:
+        states = states.to(weight.dtype)
+        if torch.is_grad_enabled() and (
+            states.requires_grad or (bias is not None and bias.requires_grad)
+        ):
+            return _PackedLinear.apply(states, weight, bias, packed)
+        return _product(states, packed, bias)
+
+    return forward
+
+
+def _product(states: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    bias = None if bias is None else bias.detach().to(states.dtype)
+    return torch.ops.mkldnn._linear_pointwise(states, packed, bias, "none", [], "")
+
+
+class _PackedLinear(torch.autograd.Function):
+    """A linear layer whose weight needs no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(weight)
+        return _product(states, packed, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        of_states = gradient @ weight if ctx.needs_input_grad[0] else None
+        by_row = gradient.reshape(-1, gradient.size(-1))
+        of_bias = by_row.sum(0) if ctx.needs_input_grad[2] else None
+        return of_states, None, of_bias, None

@@ -1,0 +1,75 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from agr_trl.frozen_linear import frozen_linear
+
+
+def layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3, bias=False))
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 4, 5), (0, 5)])
+def test_outputs_and_gradients_are_those_of_plain_layers(shape):
+    frozen = layers().requires_grad_(False)
+    frozen[0].bias.requires_grad_(True)  # as with PEFT's `bias="all"`
+    plain = copy.deepcopy(frozen)
+    states = torch.randn(shape, requires_grad=True)
+    same = states.detach().clone().requires_grad_(True)
+    with frozen_linear(frozen):
+        output = frozen(states)
+        output.square().sum().backward()
+    expected = plain(same)
+    expected.square().sum().backward()
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(states.grad, same.grad)
+    torch.testing.assert_close(frozen[0].bias.grad, plain[0].bias.grad)
+    assert frozen[0].weight.grad is None
+
+
+def test_a_trained_layer_is_left_alone_until_no_gradients_are_taken():
+    model = layers()
+    model[2].requires_grad_(False)
+    with frozen_linear(model):
+        assert ["forward" in vars(part) for part in model] == [False, False, True]
+        with torch.no_grad(), frozen_linear(model):
+            assert ["forward" in vars(part) for part in model] == [True, False, True]
+        assert ["forward" in vars(part) for part in model] == [False, False, True]
+    assert not any("forward" in vars(part) for part in model)
+
+
+def test_bfloat16_rounds_as_autocast_does_and_the_weights_come_back():
+    frozen = layers().requires_grad_(False)
+    before = {name: weight.clone() for name, weight in frozen.state_dict().items()}
+    states = torch.randn(4, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = frozen(states)
+        with frozen_linear(frozen, torch.bfloat16):
+            found = frozen(states)
+            assert {part.weight.dtype for part in (frozen[0], frozen[2])} == {torch.bfloat16}
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected)
+    for name, weight in frozen.state_dict().items():
+        assert weight.equal(before[name])
+
+
+def test_a_forward_of_someone_elses_stays():
+    model = layers().requires_grad_(False)
+    model[0].forward = lambda states: states.new_ones(7)
+    with frozen_linear(model):
+        assert model[0](torch.zeros(5)).sum() == 7
+    assert model[0](torch.zeros(5)).sum() == 7
+
+
+def test_weights_come_back_after_an_error():
+    model = layers().requires_grad_(False)
+    weight = model[0].weight
+    with (
+        pytest.raises(RuntimeError, match="shapes|inner product"),
+        frozen_linear(model, torch.bfloat16),
+    ):
+        model(torch.zeros(4))
+    assert model[0].weight is weight
