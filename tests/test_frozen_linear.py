@@ -67,9 +67,6 @@ def test_a_forward_of_someone_elses_stays():
 def test_weights_come_back_after_an_error():
     model = layers().requires_grad_(False)
     weight = model[0].weight
-    with (
-        pytest.raises(RuntimeError, match="shapes|inner product"),
-        frozen_linear(model, torch.bfloat16),
-    ):
-        model(torch.zeros(4))
+    with pytest.raises(KeyError), frozen_linear(model, torch.bfloat16):
+        raise KeyError
     assert model[0].weight is weight
