@@ -260,13 +260,11 @@ def _parse(
 def _whole_lines(
     path: Path, delimiter: str, header: list[str], columns: list[str]
 ) -> pd.DataFrame | None:
-    """Read a file of one record a line by Arrow, ten times as fast as csv.
+    """Read a file of one record a line by Arrow, several times as fast as csv.
 
     None for whatever is not plain: a blank line, a line of too many or too few fields or of
     megabytes, bytes that are not UTF-8. csv then reads it, and says what is wrong in which line.
     """
-    if len(header) == 1:
-        return None  # whose blank lines Arrow takes for values
     try:
         rows = arrow_csv.read_csv(
             path,
@@ -278,8 +276,10 @@ def _whole_lines(
         )
     except pyarrow.ArrowInvalid:
         return None
-    lines = pd.RangeIndex(2, 2 + len(rows), name="line")
-    return rows.to_pandas().astype("str").set_axis(lines)
+    table = rows.to_pandas().astype("str")
+    if (table == "").all(axis=1).any():  # so Arrow gives a blank line, or it is one of nothing
+        return None
+    return table.set_axis(pd.RangeIndex(2, 2 + len(rows), name="line"))
 
 
 def _records(path: Path, delimiter: str, quoting: Any) -> Iterator[tuple[int, list[str]]]:
