@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from agr_trl.data.beir import read_beir
@@ -75,13 +74,12 @@ class RelevanceDataset:
             )
         texts = self.queries.set_index("query_id")["query"]
         # As objects many pairs hold one document's text, which "str" would copy for each.
-        documents = np.array(self.documents, dtype=object)
-        places = pd.Index(self.products["product_id"]).get_indexer(rows["product_id"])
+        documents = pd.Series(self.documents, index=self.products["product_id"], dtype=object)
         columns = {
             "query_id": rows["query_id"],
             "product_id": rows["product_id"],
             "query": rows["query_id"].map(texts),
-            "document": pd.Series(documents[places], index=rows.index, dtype=object),
+            "document": rows["product_id"].map(documents),
             "label": rows["label"],
             "grade": rows["grade"],
         }

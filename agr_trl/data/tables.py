@@ -237,24 +237,34 @@ def _parse(
     if quoting == csv.QUOTE_NONE and first_line == 1:
         table = _whole_lines(path, delimiter, header, columns)
     if table is None:
-        places = [header.index(name) for name in columns]
-        lines, values = [], []
-        for line, fields in rows:
-            if len(fields) != len(header):
-                raise UserError(
-                    f"{path}, line {line}: {len(fields)} fields where the header has "
-                    f"{len(header)}; separate them by one {DELIMITER_NAMES[delimiter]} each"
-                )
-            lines.append(line)
-            values.append([fields[place] for place in places])
-        index = pd.Index(lines, name="line")
-        table = pd.DataFrame(values, columns=columns, index=index, dtype="str")
+        table = _as_table(path, delimiter, header, columns, rows)
     for name in columns:
         text = table[name]
         if quoting == csv.QUOTE_NONE and text.str.startswith('"').any():
             text = text.map(_unquote)
         table[name] = text.str.strip()
     return table
+
+
+def _as_table(
+    path: Path,
+    delimiter: str,
+    header: list[str],
+    columns: list[str],
+    rows: Iterator[tuple[int, list[str]]],
+) -> pd.DataFrame:
+    """Collect the columns of records that csv has read, each with the number of its line."""
+    places = [header.index(name) for name in columns]
+    lines, values = [], []
+    for line, fields in rows:
+        if len(fields) != len(header):
+            raise UserError(
+                f"{path}, line {line}: {len(fields)} fields where the header has {len(header)}; "
+                f"separate them by one {DELIMITER_NAMES[delimiter]} each"
+            )
+        lines.append(line)
+        values.append([fields[place] for place in places])
+    return pd.DataFrame(values, columns=columns, index=pd.Index(lines, name="line"), dtype="str")
 
 
 def _whole_lines(
