@@ -79,7 +79,7 @@ class RelevanceDataset:
             "query_id": rows["query_id"],
             "product_id": rows["product_id"],
             "query": rows["query_id"].map(texts),
-            "document": rows["product_id"].map(documents),
+            "document": documents.reindex(rows["product_id"]).set_axis(rows.index),
             "label": rows["label"],
             "grade": rows["grade"],
         }
