@@ -5,6 +5,7 @@ Shapes: Q queries, K candidates of a query, N aligned pairs.
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -92,8 +93,7 @@ class BM25Index:
         Raises `UserError` when no document holds a word.
         """
         self._stemmer = Stemmer.Stemmer("english")
-        # As numbers: bm25s would make words of them, and numbers of the words again.
-        tokens = self._tokenize(documents, shows_progress(), return_ids=True)
+        tokens = self._numbered_words(documents)
         if not any(tokens.ids):
             raise UserError(
                 f"cannot index a catalogue of {len(documents)} documents that hold no word; "
@@ -163,18 +163,32 @@ class BM25Index:
             scores[rows] = document_scores[indices[rows]]
         return scores
 
-    def _tokenize(
-        self, texts: Sequence[str], show_progress: bool = False, return_ids: bool = False
-    ) -> Any:
-        """Return the words of each text; with `return_ids` their numbers and the vocabulary."""
+    def _tokenize(self, texts: Sequence[str]) -> list[list[str]]:
+        """Return the stemmed words of each text."""
         return bm25s.tokenize(
             list(texts),
             token_pattern=TOKEN_PATTERN,
             stopwords=[],
             stemmer=self._stemmer,
-            return_ids=return_ids,
-            show_progress=show_progress,
+            return_ids=False,
+            show_progress=False,
         )
+
+    def _numbered_words(self, texts: Sequence[str]) -> Any:
+        """Return the words of `_tokenize` as numbers, with the number of each.
+
+        bm25s can do so too, in three loops over all words; a catalogue's took a quarter of the time
+        that loading it takes.
+        """
+        find = re.compile(TOKEN_PATTERN).findall
+        words, stems = _Numbers(), _Numbers()
+        rows = [
+            list(map(words.__getitem__, find(text.lower())))
+            for text in progress(texts, "BM25", len(texts))
+        ]
+        stem_of = [stems[stem] for stem in self._stemmer.stemWords(list(words))]
+        ids = [list(map(stem_of.__getitem__, row)) for row in rows]
+        return bm25s.tokenization.Tokenized(ids=ids, vocab=dict(stems))
 
     def _score_distinct(self, queries: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield a distinct query's rows in `queries` and its scores over the catalogue.
@@ -188,6 +202,14 @@ class BM25Index:
             token_ids = self._model.get_tokens_ids(query_tokens)
             if token_ids:
                 yield rows, self._model.get_scores_from_ids(token_ids)
+
+
+class _Numbers(dict[str, int]):
+    """Number what is looked up, from 0 in the order in which it first comes."""
+
+    def __missing__(self, name: str) -> int:
+        self[name] = number = len(self)
+        return number
 
 
 def load_index(documents: Sequence[str], folder: str | None = None) -> BM25Index:

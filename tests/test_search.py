@@ -63,6 +63,18 @@ def test_text_is_lower_cased_stemmed_and_keeps_single_characters() -> None:
     assert (scores > 0).all()
 
 
+def test_words_are_numbered_as_bm25s_numbers_them() -> None:
+    documents = [*DOCUMENTS, "Tables, table & TABLE's", "Bär bären 12\u2033", "\u00c9tag\u00e8re"]
+    index = BM25Index(documents)
+    ids, vocabulary = index._numbered_words(documents)
+    word_of = {number: word for word, number in vocabulary.items()}
+    assert sorted(word_of) == list(range(len(word_of)))
+    assert [[word_of[number] for number in row] for row in ids] == index._tokenize(documents)
+    # The vocabulary that is looked up in must not grow by the words of queries.
+    index.score(["settee"], np.array([0]))
+    assert "settee" not in index._model.vocab_dict
+
+
 def test_top_agrees_with_score_and_breaks_ties_by_catalogue_order() -> None:
     index = BM25Index(DOCUMENTS)
     indices, scores = index.top(["velvet sofa", "bed", "velvet sofa"], 6)
