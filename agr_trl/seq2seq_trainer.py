@@ -434,25 +434,40 @@ class _Seq2SeqMixin:
         completion_ids, completion_mask = completions.unbind(1)
         prefix = completion_ids.new_tensor(self._decoder_prefix).expand(len(completion_ids), -1)
         decoder_input_ids = torch.cat([prefix, completion_ids[:, :-1]], dim=1)
-        # A mask of ones, as in sampling: what follows the end token cannot reach what precedes it,
-        # and a pad token sampled before the end was seen by the tokens after it. Without a mask
-        # T5Gemma hides every pad token.
-        logits = model(
-            input_ids=prompt_ids,
-            attention_mask=prompt_mask,
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=torch.ones_like(decoder_input_ids),
-            use_cache=False,
-        ).logits
-        if prefix.size(1) > 1:  # a slice of all costs a copy backward
-            logits = logits[:, prefix.size(1) - 1 :]  # (B, C, V)
         is_bonus = compute_entropy and self._entropy_bonus_enabled
-        if logits.is_cuda or is_bonus:  # TRL's kernel for a GPU; gradients of the entropy
-            logps, entropies = selective_log_softmax_and_entropy(
-                logits.float(), completion_ids, is_bonus, self.temperature, completion_mask
-            )
-        else:
-            logps, entropies = token_scores(logits, completion_ids, self.temperature)
+
+        def score(module: nn.Module, args: Any, output: Any) -> Any:
+            """Put log-probabilities and entropies, (2, B, C), in the place of logits."""
+            logits = output.logits
+            if prefix.size(1) > 1:  # a slice of all costs a copy backward
+                logits = logits[:, prefix.size(1) - 1 :]  # (B, C, V)
+            if logits.is_cuda or is_bonus:  # TRL's kernel for a GPU; gradients of the entropy
+                scores = selective_log_softmax_and_entropy(
+                    logits.float(), completion_ids, is_bonus, self.temperature, completion_mask
+                )
+            else:
+                scores = token_scores(logits, completion_ids, self.temperature)
+            output.logits = torch.stack(scores)
+            return output
+
+        # accelerate writes a float32 copy of what the model it has wrapped returns under bf16
+        # (`convert_outputs_to_fp32`): of logits, with their gradient, a sixth of a step on a CPU.
+        # PEFT's inner model is not wrapped.
+        own = self.accelerator.unwrap_model(model)
+        hook = (own.base_model if is_peft_model(own) else own).register_forward_hook(score)
+        try:
+            # A mask of ones, as in sampling: what follows the end token cannot reach what precedes
+            # it, and a pad token sampled before the end was seen by the tokens after it. Without a
+            # mask T5Gemma hides every pad token.
+            logps, entropies = model(
+                input_ids=prompt_ids,
+                attention_mask=prompt_mask,
+                decoder_input_ids=decoder_input_ids,
+                decoder_attention_mask=torch.ones_like(decoder_input_ids),
+                use_cache=False,
+            ).logits
+        finally:
+            hook.remove()
         mask = completion_mask.bool()
         return logps.where(mask, 0), entropies.where(mask, 0) if compute_entropy else None
 
