@@ -249,7 +249,8 @@ class AdversarialRun:
         limit = self.loop.kept_models
         if limit is None or not is_main_process():
             return
-        needed = {self.best_round(number + 1), *range(number - limit + 1, number + 1)}
+        attacked = self.kept_rounds(number + 1)[: self.loop.attacked_retrievers]
+        needed = {*attacked, *range(number - limit + 1, number + 1)}
         # Later rounds choose the hardest of this round's queries anew, by labels of its retriever.
         chooses = self.loop.keep_old_queries and self.loop.hardest_of > 1
         is_judge = chooses and self.loop.teacher == "ensemble"
@@ -279,12 +280,12 @@ class AdversarialRun:
         )
         start = self._generator_to_attack_with(number)
         model, tokenizer = load_generator(str(start))
-        retriever = Retriever.from_pretrained(str(self._best_retriever(number)))
+        attacked = self.kept_rounds(number)[: self.loop.attacked_retrievers]
         chosen = self.prompts.sample(
             min(self.loop.prompts_per_round, len(self.prompts)), random_state=self.seed + number
         )
         rewards = attack_rewards(
-            retriever,
+            [Retriever.from_pretrained(str(self._retriever_of(past))) for past in attacked],
             self.relevance,
             self.acceptance,
             self._teacher(number),
@@ -425,6 +426,10 @@ class AdversarialRun:
         train_with_checkpoints(trainer)
         if is_main_process():
             retriever.save(target)
+            if number and self.loop.weight_averaging:
+                before = Retriever.from_pretrained(str(self._best_retriever(number)))
+                learned = Retriever.from_pretrained(str(target))
+                learned.average(before, self.loop.weight_averaging).save(target)
             save_log(trainer, target.with_name("retriever_log.json"))
 
     def _round_pairs(self, number: int) -> pd.DataFrame:
@@ -677,13 +682,20 @@ class AdversarialRun:
             return self.loop.query_source
         return "warm_up" if self.is_looked_at else "none"
 
-    def best_round(self, before: int) -> int:
-        """Return the last kept round below `before`; round 0 always counts."""
+    def kept_rounds(self, before: int) -> list[int]:
+        """Return the kept rounds below `before`, the last first; round 0 always counts."""
         kept = [n for n in range(1, before) if self.round_metrics(n)["kept"]]
-        return max(kept, default=0)
+        return [*reversed(kept), 0]
+
+    def best_round(self, before: int) -> int:
+        """Return the last kept round below `before`."""
+        return self.kept_rounds(before)[0]
+
+    def _retriever_of(self, number: int) -> Path:
+        return self.round_folder(number) / "retriever"
 
     def _best_retriever(self, number: int) -> Path:
-        return self.round_folder(self.best_round(number)) / "retriever"
+        return self._retriever_of(self.best_round(number))
 
     def _generator_to_attack_with(self, number: int) -> Path:
         start = self.best_round(number) if self.loop.continue_generator else 0

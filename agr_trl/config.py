@@ -380,6 +380,20 @@ class LoopArguments(SamplingArguments):
             "and of the best round (default: all)"
         },
     )
+    attacked_retrievers: int = field(
+        default=1,
+        metadata={
+            "help": "The generator attacks so many retrievers at once, the best so far and those "
+            "of the kept rounds before it: its loss reward is their mean"
+        },
+    )
+    weight_averaging: float = field(
+        default=0.0,
+        metadata={
+            "help": "A round's retriever ends with this share of the weights that it began the "
+            "round with; 0.5: the mean of the two, 0: none"
+        },
+    )
     prompts_per_round: int = field(
         default=2_000, metadata={"help": "Products that the generator is trained on in a round"}
     )
@@ -446,6 +460,8 @@ class LoopArguments(SamplingArguments):
             hardest_of=(1, inf),
             rounds=(0, inf),
             kept_models=(1, inf),
+            attacked_retrievers=(1, inf),
+            weight_averaging=(0, 1),
             prompts_per_round=(1, inf),
             products_per_round=(1, inf),
             max_synthetic_share=(0, 1),

@@ -173,6 +173,19 @@ class Retriever:
         _as_relevance_model(self.model).save_pretrained(path)
         self.tokenizer.save_pretrained(path)
 
+    @torch.no_grad()
+    def average(self, other: "Retriever", share: float) -> "Retriever":
+        """Move all weights by `share`, in [0, 1], of the way to those of `other`, in place.
+
+        Of a model before and after fine-tuning the average can be better than either (WiSE-FT,
+        Wortsman et al., arXiv 2109.01903). Raises `KeyError` where `other` is built otherwise.
+        """
+        theirs = other.model.state_dict()
+        for name, weight in self.model.state_dict().items():
+            if weight.is_floating_point():
+                weight.lerp_(theirs[name].to(weight.device), share)
+        return self
+
     def save_onnx(self, file: str | Path) -> None:
         """Write the model as one ONNX file, which scores without PyTorch.
 

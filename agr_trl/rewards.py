@@ -33,9 +33,11 @@ class RetrieverLossReward:
     `disagreement`: min(KL(y || p), cap) / cap, the loss that learning can take away, whichever of
     the two is higher. With `loss_reward_negatives` n, its mean over the product and the query's n
     best BM25 products beside it, the pairs that would be mined as its negatives.
+    With `others` it is the mean over all retrievers: what only one of them gets wrong earns less
+    (attacks on an ensemble, Tramèr et al., arXiv 1705.07204).
     With `gate_loss_reward`, a query that `gate` would not accept earns nothing for being hard, nor
     does a second copy within its group. Raises `UserError` if there is no gate, or no soft label or
-    index where the settings need one. Freezes the retriever.
+    index where the settings need one. Freezes the retrievers.
     """
 
     __name__ = "retriever_loss"
@@ -48,6 +50,7 @@ class RetrieverLossReward:
         teacher: Teacher | None = None,
         index: BM25Index | None = None,
         catalogue: Sequence[str] = (),
+        others: Sequence[Retriever] = (),
     ) -> None:
         if settings.gate_loss_reward and gate is None:
             raise UserError("`gate_loss_reward` needs rules; pass `gate`, or set it to false")
@@ -55,7 +58,7 @@ class RetrieverLossReward:
             raise UserError("`loss_reward: disagreement` needs soft labels; pass `teacher`")
         if settings.loss_reward_negatives and index is None:
             raise UserError("`loss_reward_negatives` needs BM25; pass `index` and `catalogue`")
-        self.retriever = retriever.freeze()
+        self.retrievers = [one.freeze() for one in (retriever, *others)]
         self.settings = settings
         self.gate = gate if settings.gate_loss_reward else None
         self.teacher, self.index, self.catalogue = teacher, index, catalogue
@@ -72,11 +75,17 @@ class RetrieverLossReward:
         if self.settings.loss_reward == "disagreement":
             rewards = self._disagreement(completions, document, product_index)
         else:
-            rewards = self.shape(score_distinct(self.retriever.score, completions, document))
+            rewards = np.mean(
+                [self.shape(logits) for logits in self._log_odds(completions, document)], axis=0
+            )
         rewards[[not words(completion) for completion in completions]] = 0.0
         if self.gate is not None:
             rewards = rewards * self.gate(completions, document, title, product_index)
         return rewards.tolist()
+
+    def _log_odds(self, queries: Sequence[str], documents: Sequence[str]) -> list[np.ndarray]:
+        """Return what each retriever gives aligned pairs, (N,)."""
+        return [score_distinct(one.score, queries, documents) for one in self.retrievers]
 
     def shape(self, logits: np.ndarray) -> np.ndarray:
         """Map log-odds (N,) to rewards (N,) by the formula of `loss_reward`."""
@@ -101,11 +110,9 @@ class RetrieverLossReward:
             others, texts = self._neighbours(completions, product_index)
             rows, documents = np.concatenate([rows, others]), documents + texts
         queries = [completions[row] for row in rows.tolist()]
-        losses = excess_loss(
-            expit(score_distinct(self.retriever.score, queries, documents)),
-            self.teacher.probability(queries, documents),
-        )
-        capped = np.minimum(losses, self.settings.loss_cap_nats) / self.settings.loss_cap_nats
+        labels, cap = self.teacher.probability(queries, documents), self.settings.loss_cap_nats
+        losses = [excess_loss(expit(own), labels) for own in self._log_odds(queries, documents)]
+        capped = np.mean([np.minimum(loss, cap) / cap for loss in losses], axis=0)
         return np.bincount(rows, capped) / np.bincount(rows)
 
     def _neighbours(

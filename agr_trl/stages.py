@@ -92,7 +92,7 @@ def fitted_teacher(pairs: pd.DataFrame, *judges: Scorer) -> Teacher:
 
 
 def attack_rewards(
-    retriever: Retriever,
+    retrievers: Sequence[Retriever],
     relevance: EmbeddingScorer,
     acceptance: AcceptanceFilter,
     teacher: Teacher | None,
@@ -102,18 +102,20 @@ def attack_rewards(
 ) -> list[Any]:
     """Return the rewards that `reward_weights` weighs: loss of the frozen R, S, acceptance.
 
-    `teacher` gives soft labels, which only `loss_reward: disagreement` reads. With `bfloat16`, the
-    generator's own precision, R scores under autocast.
+    Several retrievers are attacked together. `teacher` gives soft labels, which only `loss_reward:
+    disagreement` reads. With `bfloat16`, the generator's own precision, R scores under autocast.
     """
-    retriever.bfloat16 = bfloat16
+    for retriever in retrievers:
+        retriever.to_device().bfloat16 = bfloat16
     accepted = AcceptanceReward(relevance, acceptance)
     loss = RetrieverLossReward(
-        retriever.to_device(),
+        retrievers[0],
         acceptance.settings,
         accepted,
         teacher,
         acceptance.index,
         catalogue,
+        others=retrievers[1:],
     )
     return [loss, RelevanceReward(relevance), accepted]
 

@@ -79,7 +79,7 @@ def main() -> None:
     if reward_args.loss_reward == "disagreement":  # with the soft label, which is S calibrated
         teacher = fitted_teacher(dataset.pairs("train"), relevance.score)
     rewards = attack_rewards(
-        retriever, relevance, acceptance, teacher, dataset.documents, bfloat16=args.bf16
+        [retriever], relevance, acceptance, teacher, dataset.documents, bfloat16=args.bf16
     )
     model, tokenizer = load_generator(script_args.generator_name_or_path)
     trainer = generator_trainer(model, tokenizer, args, lora_args, script_args, prompts, rewards)

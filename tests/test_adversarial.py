@@ -196,6 +196,45 @@ def test_retrievers_that_label_again_are_not_pruned(copy, config):
     assert not (copy / "round_01" / "generator").exists()
 
 
+def test_retrievers_that_are_attacked_again_are_not_pruned(copy, config):
+    set_kept(copy, 1)
+    for number in (2, 3):
+        shutil.copytree(copy / "round_01", copy / f"round_{number:02d}")
+    build_run(config, copy, "--kept_models=1", "--attacked_retrievers=2")._prune(3)
+    left = [n for n in range(4) if (copy / f"round_{n:02d}" / "retriever").is_dir()]
+    assert left == [0, 2, 3]
+
+
+@pytest.mark.parametrize(("asked", "attacked"), [(1, [2]), (2, [2, 0]), (5, [2, 0])])
+def test_the_last_kept_retrievers_are_attacked_together(asked, attacked, copy, config, monkeypatch):
+    shutil.copytree(copy / "round_01", copy / "round_02")
+    for number, is_kept in ((1, False), (2, True)):
+        file = copy / f"round_{number:02d}" / "metrics.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"kept": is_kept}))
+    loaded = []
+
+    def stop(retrievers, *rest, **options):
+        loaded.extend(int(Path(one.model.name_or_path).parent.name[-2:]) for one in retrievers)
+        raise InterruptedError
+
+    monkeypatch.setattr(adversarial, "attack_rewards", stop)
+    run = build_run(config, copy, f"--attacked_retrievers={asked}")
+    with pytest.raises(InterruptedError):
+        run._train_generator(copy / "round_03" / "generator", 3)
+    assert loaded == attacked
+
+
+def test_a_rounds_retriever_is_averaged_with_the_one_before(finished, config, tmp_path):
+    def weights(folder: Path) -> dict[str, torch.Tensor]:
+        return Retriever.from_pretrained(str(folder / "retriever")).model.state_dict()
+
+    build_run(config, tmp_path / "run", "--weight_averaging=0.25").run_rounds(1)
+    before, learned = weights(finished / "round_00"), weights(finished / "round_01")
+    for name, weight in weights(tmp_path / "run" / "round_01").items():
+        torch.testing.assert_close(weight, 0.25 * before[name] + 0.75 * learned[name])
+    assert any(not weight.equal(before[name]) for name, weight in learned.items())
+
+
 def test_lost_outputs_are_made_again_byte_for_byte(finished, copy, config):
     for name in ("retriever", "metrics.json"):
         lost = copy / "round_01" / name

@@ -51,9 +51,9 @@ def test_the_attacked_retriever_scores_in_the_generators_precision():
     for bfloat16 in (True, False):
         retriever = build_retriever()
         rewards = attack_rewards(
-            retriever, relevance, acceptance, None, DOCUMENTS, bfloat16=bfloat16
+            [retriever], relevance, acceptance, None, DOCUMENTS, bfloat16=bfloat16
         )
-        assert rewards[0].retriever is retriever and retriever.bfloat16 is bfloat16
+        assert rewards[0].retrievers == [retriever] and retriever.bfloat16 is bfloat16
 
 
 def test_uncertainty_by_hand():
@@ -132,6 +132,22 @@ def test_a_query_brings_as_many_neighbours_as_asked_and_never_its_own_product():
     rows, texts = neighbours(["chair", "lamp", "chair"], [0, 0, 2])
     assert rows.tolist() == [0, 0, 1, 2, 2]
     assert texts == ["chair blue", "chair green", "desk lamp", "chair red", "chair blue"]
+
+
+def test_several_retrievers_are_attacked_together():
+    pair, odds = ("chair", "red chair"), math.log(0.2 / 0.8)
+    first, second = FixedLogits({pair: 0.0}), FixedLogits({pair: odds})
+    settings = RewardArguments(loss_cap_nats=2, gate_loss_reward=False)
+    both = RetrieverLossReward(first, settings, others=[second])
+    # (ln 2 + ln 5) / 2, of 2 nats at most
+    assert both(*([text] for text in pair)) == pytest.approx([math.log(10) / 4], abs=1e-6)
+    settings = RewardArguments(
+        loss_reward="disagreement", loss_cap_nats=0.2, gate_loss_reward=False
+    )
+    labels = FixedLogits({pair: 0.0})
+    both = RetrieverLossReward(first, settings, teacher=labels, others=[second])
+    # Nothing of the first; KL(.5 || .2) of the second is above the cap.
+    assert both(*([text] for text in pair)) == pytest.approx([0.5])
 
 
 def test_disagreement_needs_labels_and_negatives_need_bm25():
