@@ -8,7 +8,8 @@ Each contestant is a process of its own; contestants take turns, round after rou
 else the machine does meets all alike. A rate is the median over rounds of units a second; the ratio
 is ours over theirs, which is what counts, since machines differ. The first call of each process is
 not timed. Peers' environments are made at their first use (environments.py). With `--output` a
-work is written when it is measured, and the same command goes on behind it.
+work is written when it is measured, with its commit, and the same command goes on behind it; to
+measure one anew, take it out of the file.
 """
 
 import argparse
@@ -46,14 +47,15 @@ def main() -> None:
     if unknown := set(names) - set(WORKS):
         parser.error(f"--only names {', '.join(sorted(unknown))}; known are {', '.join(WORKS)}")
     rounds = options.rounds or (1 if options.quick else 3)
-    begun = {"machine": hardware(), "commit": commit(), "quick": options.quick, "rounds": rounds}
+    begun = {"machine": hardware(), "quick": options.quick, "rounds": rounds}
     result = begun | {"works": finished_works(options.output, begun, parser.error)}
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "inputs"
         write_inputs(inputs, products=2_000 if options.quick else CATALOGUE)
         for name in names:
             if name not in result["works"]:
-                result["works"][name] = measured_work(name, inputs, options.quick, rounds)
+                measured = measured_work(name, inputs, options.quick, rounds)
+                result["works"][name] = {"commit": commit()} | measured
                 if options.output:
                     write_json(options.output, result)
     print(as_table(result))
@@ -183,6 +185,8 @@ def as_table(result: dict) -> str:
                 f"{'' if is_ours else format(row['goal'], 'g') + ' x'} | "
                 f"{row['peak_memory_mib']:,.0f} MiB |"
             )
+    commits = [f"{name} {work['commit'][:7]}" for name, work in result["works"].items()]
+    lines += ["", f"commits: {', '.join(commits)}"]
     for name, work in result["works"].items():
         for row in work.get("bfloat16", []):
             told = f"{row['ratio']:.2f} x {row['contestant']}, goal {row['goal']:g} x"
