@@ -249,8 +249,7 @@ class AdversarialRun:
         limit = self.loop.kept_models
         if limit is None or not is_main_process():
             return
-        attacked = self.kept_rounds(number + 1)[: self.loop.attacked_retrievers]
-        needed = {*attacked, *range(number - limit + 1, number + 1)}
+        needed = {*self._attacked_rounds(number + 1), *range(number - limit + 1, number + 1)}
         # Later rounds choose the hardest of this round's queries anew, by labels of its retriever.
         chooses = self.loop.keep_old_queries and self.loop.hardest_of > 1
         is_judge = chooses and self.loop.teacher == "ensemble"
@@ -280,12 +279,12 @@ class AdversarialRun:
         )
         start = self._generator_to_attack_with(number)
         model, tokenizer = load_generator(str(start))
-        attacked = self.kept_rounds(number)[: self.loop.attacked_retrievers]
+        attacked = [self._retriever_of(past) for past in self._attacked_rounds(number)]
         chosen = self.prompts.sample(
             min(self.loop.prompts_per_round, len(self.prompts)), random_state=self.seed + number
         )
         rewards = attack_rewards(
-            [Retriever.from_pretrained(str(self._retriever_of(past))) for past in attacked],
+            [Retriever.from_pretrained(str(path)) for path in attacked],
             self.relevance,
             self.acceptance,
             self._teacher(number),
@@ -438,7 +437,7 @@ class AdversarialRun:
             return self.gold.sample(frac=1, random_state=self.seed + number, ignore_index=True)
         rounds = [number]
         if self.loop.keep_old_queries:
-            rounds += [past for past in range(1, number) if self.round_metrics(past)["kept"]]
+            rounds += self.kept_rounds(number)[1:]  # the queries of round 0 are only looked at
         accepted = pd.concat([self._accepted(past) for past in rounds], ignore_index=True)
         if accepted.empty:
             raise UserError(
@@ -683,13 +682,16 @@ class AdversarialRun:
         return "warm_up" if self.is_looked_at else "none"
 
     def kept_rounds(self, before: int) -> list[int]:
-        """Return the kept rounds below `before`, the last first; round 0 always counts."""
-        kept = [n for n in range(1, before) if self.round_metrics(n)["kept"]]
-        return [*reversed(kept), 0]
+        """Return the kept rounds below `before`, in their order; round 0 always counts."""
+        return [0, *(n for n in range(1, before) if self.round_metrics(n)["kept"])]
 
     def best_round(self, before: int) -> int:
         """Return the last kept round below `before`."""
-        return self.kept_rounds(before)[0]
+        return self.kept_rounds(before)[-1]
+
+    def _attacked_rounds(self, number: int) -> list[int]:
+        """Return the rounds whose retrievers round `number` attacks, the best first."""
+        return self.kept_rounds(number)[::-1][: self.loop.attacked_retrievers]
 
     def _retriever_of(self, number: int) -> Path:
         return self.round_folder(number) / "retriever"
