@@ -1,24 +1,16 @@
 """Which generated queries may teach the retriever, and the statistics that show when G cheats."""
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from agr_trl.config import RewardArguments
 from agr_trl.errors import UserError
 from agr_trl.relevance import RelevanceScorer
-from agr_trl.search import BM25Index, score_distinct
-
-_WORD = re.compile(r"\w+")
-
-
-def words(text: str) -> list[str]:
-    """Return the lower-cased words of a text."""
-    return _WORD.findall(text.lower())
+from agr_trl.search import BM25Index
+from agr_trl.word_matches import words
 
 
 def vocabulary_of(texts: Iterable[str]) -> frozenset[str]:
@@ -151,7 +143,7 @@ class AcceptanceFilter:
     def _word_relevance(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         if self.scorer is None or not self.settings.min_word_relevance:
             return np.ones(len(queries))
-        return weakest_word_scores(self.scorer, queries, documents)
+        return self.scorer.weakest_word(queries, documents)
 
     def _returns(self, queries: Sequence[str], product_indices: np.ndarray) -> np.ndarray:
         if self.index is None or not self.settings.round_trip_top_k:
@@ -178,21 +170,3 @@ def independent_scores(
     relevance = scorer.score(queries, documents).astype(np.float32)
     relevance[[not words(query) for query in queries]] = 0.0
     return relevance
-
-
-def weakest_word_scores(
-    scorer: RelevanceScorer, queries: Sequence[str], documents: Sequence[str]
-) -> np.ndarray:
-    """Return the lowest S that a single word of each query has with the query's document, (N,).
-
-    Stop words do not count; a query of nothing else has 1.
-    """
-    rows, each_word = [], []
-    for row, query in enumerate(queries):
-        telling = [word for word in words(query) if word not in ENGLISH_STOP_WORDS]
-        rows += [row] * len(telling)
-        each_word += telling
-    lowest = np.ones(len(queries), dtype=np.float32)
-    scores = score_distinct(scorer.score, each_word, [documents[row] for row in rows])
-    np.minimum.at(lowest, rows, scores)
-    return lowest

@@ -486,7 +486,8 @@ class AdversarialRun:
         if path not in self._ensembles:
             retriever = Retriever.from_pretrained(str(path)).freeze().to_device()
             dev = self.dataset.pairs("dev")
-            teacher = fitted_teacher(dev, self.relevance.score, retriever.score)
+            judges = (self.relevance.score, self.relevance.weakest_word, retriever.score)
+            teacher = fitted_teacher(dev, *judges)
             self._ensembles = {path: teacher}  # the last one alone: each holds a model in memory
         return self._ensembles[path]
 

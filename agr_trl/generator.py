@@ -25,7 +25,6 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
-from agr_trl.acceptance import words
 from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
 from agr_trl.data import RelevanceDataset
@@ -41,6 +40,7 @@ from agr_trl.runtime import progress
 from agr_trl.sampling import GREEDY, sample_completions
 from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout, refuse_sharding
 from agr_trl.small_models import build_small_t5
+from agr_trl.word_matches import words
 
 logger = logging.getLogger(__name__)
 

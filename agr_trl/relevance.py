@@ -19,6 +19,7 @@ from agr_trl.errors import UserError
 from agr_trl.loading import LOADING_ERRORS, brief, resolve_model_name
 from agr_trl.runtime import shows_progress
 from agr_trl.search import Scorer, score_distinct
+from agr_trl.word_matches import WordMatches, telling_words
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ class RelevanceScorer(Protocol):
 
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         """Return S of each pair, shape (N,), in [0, 1]."""
+
+    def weakest_word(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        """Return how well the document answers the query's worst-answered word, (N,), in [0, 1]."""
 
 
 class EmbeddingScorer(ABC):
@@ -56,6 +60,21 @@ class EmbeddingScorer(ABC):
         left, right = self._vectors_of(queries), self._vectors_of(documents)
         cosine = np.einsum("nd,nd->n", left, right)
         return np.clip((cosine + 1) / 2, 0, 1).astype(np.float32)
+
+    def weakest_word(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        """Return the lowest S that a single word of each query has with its document, (N,) float32.
+
+        Stop words do not count; a query of nothing else has 1.
+        """
+        rows, each_word = [], []
+        for row, query in enumerate(queries):
+            telling = telling_words(query)
+            rows += [row] * len(telling)
+            each_word += telling
+        lowest = np.ones(len(queries), dtype=np.float32)
+        scores = score_distinct(self.score, each_word, [documents[row] for row in rows])
+        np.minimum.at(lowest, rows, scores)
+        return lowest
 
     def remember(self, texts: Sequence[str], vectors: np.ndarray) -> None:
         """Take over vectors that `embed` returned before for texts of the catalogue, (N, D)."""
@@ -98,6 +117,11 @@ class SentenceTransformerScorer(EmbeddingScorer):
                 f"cannot load the relevance model `{name_or_path}`: {brief(error)}"
             ) from error
         self.model.max_seq_length = min(max_tokens, self.model.max_seq_length or max_tokens)
+        self._word_matches = WordMatches(self.embed)
+
+    def weakest_word(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        """Return `WordMatches`, (N,) float32: a single word says little about a whole document."""
+        return self._word_matches(queries, documents)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return normalised sentence embeddings, (N, D) float32."""

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from scipy.special import expit, rel_entr
 
-from agr_trl.acceptance import AcceptanceFilter, independent_scores, query_statistics, words
+from agr_trl.acceptance import AcceptanceFilter, independent_scores, query_statistics
 from agr_trl.config import RewardArguments
 from agr_trl.errors import UserError
 from agr_trl.losses import relevance_bce
 from agr_trl.relevance import RelevanceScorer, Teacher
 from agr_trl.retriever import Retriever
 from agr_trl.search import BM25Index, score_distinct
+from agr_trl.word_matches import words
 
 
 class RetrieverLossReward:

@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 from accelerate import PartialState
 from peft import PeftModel
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from agr_trl.acceptance import AcceptanceFilter, vocabulary_of
 from agr_trl.bad_numbers import BadNumbersCallback
@@ -79,9 +80,14 @@ def catalogue_prompts(dataset: RelevanceDataset) -> pd.DataFrame:
 def acceptance_filter(
     args: RewardArguments, index: BM25Index, dataset: RelevanceDataset, relevance: EmbeddingScorer
 ) -> AcceptanceFilter:
-    """Return the acceptance rules; words of the catalogue and the train queries are known."""
-    texts = [*dataset.documents, *dataset.pairs("train")["query"].unique()]
-    return AcceptanceFilter(args, index, vocabulary_of(texts), relevance)
+    """Return the acceptance rules; words of the catalogue and the train queries are known.
+
+    But a stop word has to come from a title or a query: sentences of descriptions have "our" and
+    "any", and a generator that copies them writes "any sofa".
+    """
+    asked = vocabulary_of([*dataset.products["title"], *dataset.pairs("train")["query"].unique()])
+    told = vocabulary_of(dataset.documents) - ENGLISH_STOP_WORDS
+    return AcceptanceFilter(args, index, asked | told, relevance)
 
 
 def fitted_teacher(pairs: pd.DataFrame, *judges: Scorer) -> Teacher:

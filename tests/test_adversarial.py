@@ -503,12 +503,14 @@ def test_the_ensemble_hears_the_attacked_retriever_too(config, copy):
     assert run._teacher(1) is run._teacher(1)  # fitted once for each retriever
     alone = run.calibrated.score(queries, documents)
     assert not np.allclose(before, alone)
-    # By hand: logistic regression on dev of S and the round's retriever, both standardised.
+    # By hand: logistic regression on dev of S, its weakest word and the round's retriever, all
+    # standardised.
     retriever = Retriever.from_pretrained(str(copy / "round_00" / "retriever"))
     dev = run.dataset.pairs("dev")
 
     def judged(pairs):
-        return np.column_stack([run.relevance.score(*pairs), retriever.score(*pairs)])
+        judges = (run.relevance.score, run.relevance.weakest_word, retriever.score)
+        return np.column_stack([judge(*pairs) for judge in judges])
 
     known = judged((dev["query"].tolist(), dev["document"].tolist()))
     scale = known.std(axis=0)

@@ -93,3 +93,6 @@ class WordOverlap:
     def score(self, queries: Any, documents: Any) -> Any:
         pairs = [(set(q.split()), set(d.split())) for q, d in zip(queries, documents, strict=True)]
         return torch.tensor([len(q & d) / max(1, len(q)) for q, d in pairs]).numpy()
+
+    def weakest_word(self, queries: Any, documents: Any) -> Any:
+        return (self.score(queries, documents) == 1).astype("float32")  # the document has them all

@@ -1,0 +1,82 @@
+"""The words of a text, and how well a document answers each word of a query.
+
+A sentence embedding forgives one wrong word: "kingsley sofa" is close to any product of the series
+Kingsley. A generator that is rewarded for what R gets wrong finds just these, so single words have
+to be found in the document too, each in itself or in something close to it.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+_WORD = re.compile(r"\w+")
+READ_WORDS = 60  # of a document, about what S reads of it
+KEPT_PHRASES = 200_000  # vectors of 384 numbers: 300 MB
+
+
+def words(text: str) -> list[str]:
+    """Return the lower-cased words of a text."""
+    return _WORD.findall(text.lower())
+
+
+def telling_words(text: str) -> list[str]:
+    """Return a text's lower-cased words but stop words."""
+    return [word for word in words(text) if word not in ENGLISH_STOP_WORDS]
+
+
+def phrases_of(document: str) -> list[str]:
+    """Return a document's distinct words and pairs of neighbouring words, of the first 60 words."""
+    read = words(document)[:READ_WORDS]
+    return list(dict.fromkeys([*read, *map(" ".join, pairwise(read))]))
+
+
+class WordMatches:
+    """How well a document answers the worst-answered word of a query, in [0, 1].
+
+    min over the query's words w of max over the document's phrases p of (cos(w, p) + 1) / 2, with
+    phrases as `phrases_of` cuts them and `embed` returning unit rows, (N, D). This is the late
+    interaction of ColBERT (Khattab & Zaharia, arXiv 2004.12832) with a minimum for its sum: a wrong
+    word is not outvoted. A number counts only if the document has it, for embeddings of numbers are
+    all alike. Stop words do not count; a query of nothing else has 1.
+    """
+
+    def __init__(self, embed: Callable[[Sequence[str]], np.ndarray]) -> None:
+        self._embed = embed
+        self._vectors: dict[str, np.ndarray] = {}
+
+    def __call__(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        """Return the match of aligned pairs, (N,) float32 in [0, 1]."""
+        rows_of: dict[str, list[int]] = defaultdict(list)
+        for row, document in enumerate(documents):
+            rows_of[document].append(row)
+        asked = [telling_words(query) for query in queries]
+        phrases = {document: phrases_of(document) for document in rows_of}
+        self._learn([text for texts in (*asked, *phrases.values()) for text in texts])
+        scores = np.ones(len(queries), dtype=np.float32)
+        for document, rows in rows_of.items():
+            if not phrases[document]:
+                scores[rows] = [0.0 if asked[row] else 1.0 for row in rows]
+                continue
+            held = self._rows(phrases[document]).T
+            for row in rows:
+                if asked[row]:
+                    best = (self._rows(asked[row]) @ held).max(axis=1)
+                    numbers = [word.isdigit() for word in asked[row]]
+                    is_told = [word in phrases[document] for word in asked[row]]
+                    best = np.where(numbers, np.where(is_told, 1, -1), best)
+                    scores[row] = np.clip((best.min() + 1) / 2, 0, 1)
+        return scores
+
+    def _learn(self, texts: Sequence[str]) -> None:
+        if len(self._vectors) > KEPT_PHRASES:
+            self._vectors = {}
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if new:
+            self._vectors |= dict(zip(new, self._embed(new), strict=True))
+
+    def _rows(self, texts: Sequence[str]) -> np.ndarray:
+        return np.stack([self._vectors[text] for text in texts])
