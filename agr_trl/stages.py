@@ -80,14 +80,19 @@ def catalogue_prompts(dataset: RelevanceDataset) -> pd.DataFrame:
 def acceptance_filter(
     args: RewardArguments, index: BM25Index, dataset: RelevanceDataset, relevance: EmbeddingScorer
 ) -> AcceptanceFilter:
-    """Return the acceptance rules; words of the catalogue and the train queries are known.
+    """Return the acceptance rules, which know the words that `known_words_only` asks for."""
+    known = _known_words(dataset) if args.known_words_only else None
+    return AcceptanceFilter(args, index, known, relevance)
+
+
+def _known_words(dataset: RelevanceDataset) -> frozenset[str]:
+    """Return the words of the catalogue and of the train queries.
 
     But a stop word has to come from a title or a query: sentences of descriptions have "our" and
     "any", and a generator that copies them writes "any sofa".
     """
     asked = vocabulary_of([*dataset.products["title"], *dataset.pairs("train")["query"].unique()])
-    told = vocabulary_of(dataset.documents) - ENGLISH_STOP_WORDS
-    return AcceptanceFilter(args, index, asked | told, relevance)
+    return asked | (vocabulary_of(dataset.documents) - ENGLISH_STOP_WORDS)
 
 
 def fitted_teacher(pairs: pd.DataFrame, *judges: Scorer) -> Teacher:

@@ -58,18 +58,20 @@ class WordMatches:
         self._learn([text for texts in (*asked, *phrases.values()) for text in texts])
         scores = np.ones(len(queries), dtype=np.float32)
         for document, rows in rows_of.items():
-            if not phrases[document]:
-                scores[rows] = [0.0 if asked[row] else 1.0 for row in rows]
-                continue
-            held = self._rows(phrases[document]).T
+            told = phrases[document]
+            held = self._rows(told).T if told else None
             for row in rows:
-                if asked[row]:
-                    best = (self._rows(asked[row]) @ held).max(axis=1)
-                    numbers = [word.isdigit() for word in asked[row]]
-                    is_told = [word in phrases[document] for word in asked[row]]
-                    best = np.where(numbers, np.where(is_told, 1, -1), best)
-                    scores[row] = np.clip((best.min() + 1) / 2, 0, 1)
+                scores[row] = self._worst(asked[row], told, held)
         return scores
+
+    def _worst(self, asked: list[str], told: list[str], held: np.ndarray | None) -> float:
+        """Return the match of the worst-answered word; `held` has the told phrases as columns."""
+        if not asked:
+            return 1.0
+        if held is None or any(word.isdigit() and word not in told for word in asked):
+            return 0.0
+        best = (self._rows(asked) @ held).max(axis=1)
+        return float(np.clip((best.min() + 1) / 2, 0, 1))
 
     def _learn(self, texts: Sequence[str]) -> None:
         if len(self._vectors) > KEPT_PHRASES:

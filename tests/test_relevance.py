@@ -52,9 +52,9 @@ def test_the_score_is_the_cosine_moved_to_0_and_1():
 
 def test_the_weakest_word_is_the_one_with_the_lowest_score():
     scorer = Compass(["east"])
-    queries = ["east", "east north", "the east", "the", "west north"]
-    # Of single words with the document: cosines 1; 1 and 0; 1; none; -1 and 0.
-    assert scorer.weakest_word(queries, ["east"] * 5).tolist() == [1, 0.5, 1, 1, 0]
+    queries = ["east", "east north", "the east", "the", "west north", ""]
+    # Of single words with the document: cosines 1; 1 and 0; 1; none; -1 and 0; none.
+    assert scorer.weakest_word(queries, ["east"] * 6).tolist() == [1, 0.5, 1, 1, 0, 1]
 
 
 def test_lsa_lies_in_0_and_1_and_knows_a_documents_own_words():
