@@ -273,8 +273,8 @@ class RewardArguments:
         metadata={
             "help": "Lowest S of each single word of an accepted query but stop words: a wrong "
             "colour or brand hides in the S of the whole. With lsa S of the word and the document, "
-            "about .58; with a sentence encoder of the word and the nearest word or pair of words "
-            "of the document, about .84. 0: no check"
+            "about .58; with a sentence encoder of the word and the nearest word of the document, "
+            "about .84. 0: no check"
         },
     )
     known_words_only: bool = field(
