@@ -89,13 +89,13 @@ def test_the_seed_decides_and_the_model_stays_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in weights_of(model).items())
 
 
-def test_queries_follow_their_prompts_whatever_the_order_of_lengths():
+def test_queries_follow_their_prompts_whatever_the_order_of_lengths(tmp_path):
     # Taught to write one word for each prompt, and drawn almost without chance.
     model, tokenizer = build_generator()
     prompts = ["lamp", "glass coffee table oak chair", "red chair"]
     pairs = pd.DataFrame({"prompt": prompts, "query": ["lamp", "oak", "red"]})
     args = Seq2SeqTrainingArguments(
-        **training_options("unused", max_steps=60, learning_rate=1e-2, logging_steps=60)
+        **training_options(tmp_path, max_steps=60, learning_rate=1e-2, logging_steps=60)
     )
     warm_up_trainer(model, tokenizer, args, WARM_UP, pairs, None).train()
     cold = SamplingArguments(
