@@ -74,9 +74,9 @@ class WordMatches:
     def _learn(self, texts: Sequence[str]) -> None:
         if len(self._vectors) > KEPT_WORDS:
             self._vectors = {}
-        new = [word for word in dict.fromkeys(texts) if word not in self._vectors]
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
         if new:
             self._vectors |= dict(zip(new, self._embed(new), strict=True))
 
     def _rows(self, texts: Sequence[str]) -> np.ndarray:
-        return np.stack([self._vectors[word] for word in texts])
+        return np.stack([self._vectors[text] for text in texts])
