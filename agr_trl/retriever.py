@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from scipy.special import expit
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import (
     AutoModelForSequenceClassification,
@@ -54,7 +55,7 @@ class Retriever:
     With `bfloat16` pairs are scored under autocast: up to twice as fast where the processor or GPU
     computes in it, and log-odds change in their second decimal.
 
-    The model's last layer finishes only what the head reads, see `_keep_first_token`.
+    The model's last layer works only for what the head reads, see `_keep_first_token`.
     """
 
     model: PreTrainedModel
@@ -374,19 +375,41 @@ def _lora(model: PreTrainedModel, rank: int) -> LoraConfig:
 
 
 def _keep_first_token(model: PreTrainedModel) -> None:
-    """Let the last layer of a BERT finish the first token alone, the only one that the head reads.
+    """Let the last layer of a BERT work on the first token alone, the only one that the head reads.
 
-    All tokens still take part in that layer's attention. What follows it works on each token by
-    itself and is three quarters of a layer, in scoring as in training; that is left out for the
-    others, so the last hidden state has one token. Log-odds are those without it to rounding. Other
-    families stay as they are, and a second call changes nothing.
+    Of the other tokens that layer makes the keys and values which the first one attends to. The
+    rest, five sixths of a layer, is left out for them, in scoring as in training, so the last
+    hidden state has one token. Log-odds are those without it to rounding. Other families stay as
+    they are, and a second call changes nothing.
     """
     if model.config.model_type in _FIRST_TOKEN_FAMILIES:
-        after_attention = _encoder_layers(model)[-1].get_submodule("attention.output")
-        after_attention.register_forward_pre_hook(_first_token)
+        attention: Any = _encoder_layers(model)[-1].get_submodule("attention")
+        if model.config._attn_implementation == "sdpa":
+            # A partial is copied with its model and pickled; a closure would keep the first model.
+            attention.self.forward = partial(_attend_from_first_token, attention.self)
+        attention.output.register_forward_pre_hook(_first_token)
 
 
-def _first_token(module: nn.Module, states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _attend_from_first_token(
+    attention: Any, states: Tensor, attention_mask: Tensor | None = None, **options: Any
+) -> tuple[Tensor, None]:
+    """Attend from the first of T tokens to all, (B, T, width) to (B, 1, width)."""
+
+    def heads(states: Tensor) -> Tensor:
+        return states.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+
+    attended = nn.functional.scaled_dot_product_attention(
+        heads(attention.query(states[:, :1])),
+        heads(attention.key(states)),
+        heads(attention.value(states)),
+        None if attention_mask is None else attention_mask[:, :, :1],
+        dropout_p=attention.dropout.p if attention.training else 0.0,
+        scale=attention.scaling,
+    )
+    return attended.transpose(1, 2).flatten(2), None
+
+
+def _first_token(module: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Cut what attention gave and what it was given, each (B, T, width), to (B, 1, width)."""
     return tuple(state[:, :1] for state in states)
 

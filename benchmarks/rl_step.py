@@ -28,7 +28,7 @@ CONTESTANTS = {
 GOALS = dict.fromkeys(list(CONTESTANTS)[2:], 3.0)
 BFLOAT16_GOALS = dict(zip(list(CONTESTANTS)[3:], (5.0, 6.0), strict=True))
 SIZES = {"products": 4, "repeats": 2}
-QUICK = {"products": 1, "repeats": 1}
+QUICK = {"products": 4, "repeats": 1}
 
 
 def agr_trl(
@@ -227,7 +227,7 @@ def least_operations(
     one forward, since only what flows to the adapters is needed. Each product is encoded for
     sampling, for the loss (forward and backward) and for the anchor; each query's tokens go through
     the decoder and the head for the same three, and once more through BERT with their product, of
-    whose last layer all but queries, keys and values is for the first token alone.
+    whose last layer all but keys and values is for the first token alone.
     """
     (width, inner, layers), vocabulary = generator, 32_128
     encoder_weights = layers * (4 * width**2 + 2 * width * inner)
@@ -238,8 +238,9 @@ def least_operations(
     encoder = passes * 2 * products * 128 * (encoder_weights + keys_and_values)
     decoder = passes * 2 * queries * QUERY_TOKENS * decoder_weights
     width, inner, layers = retriever
-    attention, rest = 3 * width**2, width**2 + 2 * width * inner  # of a layer of BERT
-    pair = (128 + QUERY_TOKENS + 3) * ((layers - 1) * (attention + rest) + attention) + rest
+    keys_and_values, rest = 2 * width**2, 2 * width**2 + 2 * width * inner  # of a layer of BERT
+    layer = keys_and_values + rest
+    pair = (128 + QUERY_TOKENS + 3) * ((layers - 1) * layer + keys_and_values) + rest
     scorer = 2 * queries * pair
     return float(encoder + decoder + scorer)
 

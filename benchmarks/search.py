@@ -10,7 +10,7 @@ PEER = "rank-bm25 and CrossEncoder"
 CONTESTANTS = {OURS: PROJECT, BFLOAT16: PROJECT, PEER: "rank_bm25"}
 GOALS = BFLOAT16_GOALS = {PEER: 2.0}
 SIZES = {"queries": 32}
-QUICK = {"queries": 4}
+QUICK = {"queries": 8}
 CANDIDATES = 100
 BEST = 10
 

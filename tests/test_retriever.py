@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -109,16 +112,17 @@ def test_the_last_layer_finishes_what_the_head_reads(family, tmp_path):
     tokens = [], []
     for model, seen in zip((plain, retriever.model), tokens, strict=True):
         for name, part in model.named_modules():
-            if name.endswith(".intermediate"):
+            if name.endswith((".self.query", ".intermediate")):
                 part.register_forward_pre_hook(lambda _, a, seen=seen: seen.append(a[0].shape[1]))
         model(**batch).logits.sum().backward()
     length = batch["input_ids"].shape[1]
     if family == "modernbert":  # its layers have other names, and its head reads all tokens
         assert tokens == ([], [])
     else:
-        assert tokens[0] == [length] * plain.config.num_hidden_layers
-        last = length if family == "deberta-v3" else 1
-        assert tokens[1] == [*tokens[0][:-1], last]
+        in_layer = 1 if family == "deberta-v3" else 2  # its queries have another name
+        assert tokens[0] == [length] * in_layer * plain.config.num_hidden_layers
+        last = [length] if family == "deberta-v3" else [1, 1]
+        assert tokens[1] == [*tokens[0][:-in_layer], *last]
     learned = dict(retriever.model.named_parameters())
     for name, parameter in plain.named_parameters():
         if parameter.grad is not None:
@@ -127,6 +131,20 @@ def test_the_last_layer_finishes_what_the_head_reads(family, tmp_path):
         again = Retriever(retriever.model, tokenizer, MAX_TOKENS).score(QUERIES, DOCUMENTS)
         expected = plain(**batch).logits[:, 0].numpy()
         assert again == pytest.approx(expected, abs=1e-5, rel=1e-6)
+
+
+def test_a_copied_and_a_pickled_model_have_their_own_last_layer():
+    retriever = build_retriever()
+    scores = retriever.score(QUERIES, DOCUMENTS)
+    for model in (copy.deepcopy(retriever.model), pickle.loads(pickle.dumps(retriever.model))):
+        other = Retriever(model, retriever.tokenizer, MAX_TOKENS)
+        assert (other.score(QUERIES, DOCUMENTS) == scores).all()
+        with torch.no_grad():
+            for part in model.base_model.encoder.layer[-1].attention.self.children():
+                for weight in part.parameters():
+                    weight.zero_()
+        assert not np.allclose(other.score(QUERIES, DOCUMENTS), scores)
+    assert (retriever.score(QUERIES, DOCUMENTS) == scores).all()
 
 
 def test_bfloat16_changes_scores_by_its_rounding_alone():
