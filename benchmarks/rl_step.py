@@ -14,6 +14,7 @@ from measure import arguments, read, tell, timed
 
 UNIT = "queries"
 GROUP = 8
+PROMPT_TOKENS = 128
 QUERY_TOKENS = 16
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q", "v"], "task_type": "SEQ_2_SEQ_LM"}
 OURS = "agr_trl"
@@ -32,7 +33,13 @@ QUICK = {"products": 4, "repeats": 1}
 
 
 def agr_trl(
-    inputs: Path, products: int, repeats: int, shared: bool = True, bfloat16: bool = False
+    inputs: Path,
+    products: int,
+    repeats: int,
+    group: int = GROUP,
+    prompt_tokens: int = PROMPT_TOKENS,
+    shared: bool = True,
+    bfloat16: bool = False,
 ) -> None:
     """Train with the project's trainer and reward; a step ends when its optimizer has stepped."""
     import time
@@ -75,16 +82,18 @@ def agr_trl(
 
     if not shared:
         seq2seq_trainer.encode_once = sampling.encode_once = encode_every_row
-    texts = read(inputs, "catalogue")["long_texts"][: products * (repeats + 1)]
-    retriever = Retriever.from_pretrained(str(inputs / "retriever"))
+    texts = read(inputs, "catalogue")["long_texts"]
+    times = math.ceil(prompt_tokens / PROMPT_TOKENS)
+    texts = [" ".join([text] * times) for text in texts[: products * (repeats + 1)]]
+    retriever = Retriever.from_pretrained(str(inputs / "retriever"), prompt_tokens + 32)
     retriever.bfloat16 = bfloat16
     reward = RetrieverLossReward(retriever, RewardArguments(gate_loss_reward=False))
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         args = RLOOConfig(
             output_dir=folder,
-            per_device_train_batch_size=products * GROUP,
-            num_generations=GROUP,
+            per_device_train_batch_size=products * group,
+            num_generations=group,
             max_completion_length=QUERY_TOKENS,
             max_steps=repeats + 1,
             learning_rate=1e-3,
@@ -106,9 +115,9 @@ def agr_trl(
             processing_class=AutoTokenizer.from_pretrained(inputs / "generator"),
             callbacks=[clock],
             peft_config=LoraConfig(**LORA),
-            max_prompt_tokens=128,
+            max_prompt_tokens=prompt_tokens,
         ).train()
-    tell(products * GROUP, clock.seconds, operations=clock.operations)
+    tell(products * group, clock.seconds, operations=clock.operations)
 
 
 def trl_ppo(inputs: Path, products: int, repeats: int) -> None:

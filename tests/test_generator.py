@@ -79,6 +79,16 @@ def test_every_prompt_is_encoded_once_and_gets_its_queries():
     assert sample(model, tokenizer, []) == []
 
 
+def test_prompts_of_like_length_are_written_for_together():
+    model, tokenizer = build_generator()
+    given = []
+    model.encoder.register_forward_hook(
+        lambda _, args, output: given.append(tuple(output[0].shape[:2]))
+    )
+    sample(model, tokenizer, [" ".join(["oak"] * words) for words in (8, 1, 2, 7, 4, 3)])
+    assert given == [(4, 5), (2, 9)]  # a prompt has an end token; without order two batches of 9
+
+
 def test_the_seed_decides_and_the_model_stays_as_it_was():
     model, tokenizer = build_generator()
     model.train()

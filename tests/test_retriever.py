@@ -82,6 +82,19 @@ def test_scores_do_not_depend_on_batches_or_order():
     assert retriever.score([], []).shape == (0,)
 
 
+def test_scoring_pads_little():
+    retriever = build_retriever()
+    retriever.batch_tokens = 64
+    documents = [" ".join(["chair"] * words) for words in (9, 1, 16, 4, 12, 7, 2, 14, 5, 11, 3, 8)]
+    given = []
+    retriever.model.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    retriever.score(["red"] * 12, documents)
+    # Pairs have 4 tokens more than the document: 20, 18, 16; 15, 13, 12, 11; 9, 8, 7, 6, 5.
+    assert given == [(3, 20), (4, 15), (5, 9)]
+
+
 def test_long_texts_are_cut_on_either_side():
     retriever = build_retriever()
     long = " ".join(["wooden"] * 100)
