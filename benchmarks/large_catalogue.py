@@ -1,6 +1,6 @@
 """Measure what a product costs, in catalogues of several sizes: docs/large_catalogues.md.
 
-    python benchmarks/large_catalogue.py --products 1000 10000 100000 --output large_catalogue.json
+    python benchmarks/large_catalogue.py --products 1000 1000000 --output large_catalogue.json
 
 Each figure is of a process of its own, on one core, in seconds of the processor rather than of the
 clock, which is the same on a machine that does other work beside. The catalogues are those of
@@ -33,7 +33,9 @@ PAIRS_SCORED = 256
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--products", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument(
+        "--products", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000]
+    )
     parser.add_argument("--output", type=Path, help="write what was measured as JSON")
     options = parser.parse_args()
     rows = []
