@@ -6,7 +6,7 @@ same warm-up and the same supervised retriever, chooses everything inside the ot
 scores the fold's own pairs, which it has never seen.
 
     catalogue_vectors.npy             S of the catalogue
-    starting_retriever/               R after lessons that need no judgement, if it has any
+    seed_00/starting_retriever/       R after lessons that need no judgement, if it has any
     seed_00/fold_0/shared/round_00/   warm-up and supervised retriever (removed when all arms end)
     seed_00/fold_0/<arm>/             held_out.parquet, result.json, queries.parquet
 
@@ -151,10 +151,12 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
             )
     with exclusive(folder):
         begin_run_folder(recipe, folder, dataset, FREE_SETTINGS)
-        recipe = _with_shared_start(AdversarialRun(recipe, dataset), folder)
         _refuse_other_ablations(folder, comparison, jobs)
         missing = [job for job in jobs if _missing_arms(folder, comparison, *job)]
         logger.info("%d of %d folds are missing", len(missing), len(jobs))
+        _embed_catalogue(AdversarialRun(recipe, dataset), folder)
+        for seed in dict.fromkeys(seed for seed, _ in missing):
+            _teach_start(recipe, dataset, folder, seed)
         if comparison.workers == 1:
             for seed, fold in missing:
                 run_fold(recipe, seed, fold)
@@ -203,30 +205,43 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _with_shared_start(run: AdversarialRun, folder: Path) -> Recipe:
-    """Do once for all folds what reads no judgement; return the settings of the folds.
-
-    The catalogue is embedded, and R learns what it learns from the catalogue alone: the first
-    lesson of a 'new' retriever, or the distillation of S.
-    """
-    vectors, start = folder / VECTORS_FILE, folder / START
-    is_taught = run.retriever_args.retriever_name_or_path == "new" or run.loop.distillation_steps
+def _embed_catalogue(run: AdversarialRun, folder: Path) -> None:
+    """Write S of the catalogue, which all folds read, unless it is there."""
+    vectors = folder / VECTORS_FILE
     if not vectors.is_file():
         partial = vectors.with_suffix(".partial.npy")
         np.save(partial, run.relevance.embed(run.dataset.documents))
         partial.replace(vectors)
-    if not is_taught:
-        return run.recipe
+
+
+def _teach_start(recipe: Recipe, dataset: RelevanceDataset, folder: Path, seed: int) -> None:
+    """Let R learn, once for all folds of a seed, what it learns from the catalogue alone.
+
+    That is the first lesson of a 'new' retriever and the distillation of S. Each seed has its own:
+    two small retrievers that were built from nothing can end .1 nDCG apart, before any judgement
+    and after.
+    """
+    start = seed_folder(folder, seed) / START
+    run = AdversarialRun(recipe.replaced({"": {"seed": seed}}), dataset)
+    is_taught = run.retriever_args.retriever_name_or_path == "new" or run.loop.distillation_steps
+    if start.is_dir() or not is_taught:
+        return
+    set_seed(seed)
+    partial = start.with_suffix(".partial")
+    if run.loop.distillation_steps:
+        run.relevance.remember(dataset.documents, np.load(folder / VECTORS_FILE))
+        run.distil_relevance(partial, 0)
+    else:
+        new_or_loaded_retriever(run.retriever_args, dataset, seed).save(partial)
+    partial.replace(start)
+
+
+def _from_start(recipe: Recipe, folder: Path, seed: int) -> Recipe:
+    """Return the settings of a seed's folds, which take R from where it was taught."""
+    start = seed_folder(folder, seed) / START
     if not start.is_dir():
-        set_seed(run.seed)
-        partial = start.with_suffix(".partial")
-        if run.loop.distillation_steps:
-            run.relevance.remember(run.dataset.documents, np.load(vectors))
-            run.distil_relevance(partial, 0)
-        else:
-            new_or_loaded_retriever(run.retriever_args, run.dataset, run.seed).save(partial)
-        partial.replace(start)
-    return run.recipe.replaced(
+        return recipe
+    return recipe.replaced(
         {"": {"distillation_steps": 0}, "retriever": {"retriever_name_or_path": str(start)}}
     )
 
@@ -250,9 +265,14 @@ def _refuse_other_ablations(
                 )
 
 
+def seed_folder(folder: Path, seed: int) -> Path:
+    """Return where a seed has its folds, and the retriever that they start from."""
+    return folder / f"seed_{seed:02d}"
+
+
 def fold_folder(folder: Path, seed: int, fold: int) -> Path:
     """Return where a seed's fold has its arms."""
-    return folder / f"seed_{seed:02d}" / f"fold_{fold}"
+    return seed_folder(folder, seed) / f"fold_{fold}"
 
 
 def run_fold(recipe: Recipe, seed: int, fold: int) -> None:
@@ -265,8 +285,8 @@ class FoldRun:
 
     def __init__(self, recipe: Recipe, seed: int, fold: int) -> None:
         run_args, self.data_args, _, self.comparison = recipe[""].build()
-        self.recipe, self.seed = recipe, seed
         self.run_folder = Path(run_args.output_dir)
+        self.recipe, self.seed = _from_start(recipe, self.run_folder, seed), seed
         self.folder = fold_folder(self.run_folder, seed, fold)
         self.missing = _missing_arms(self.run_folder, self.comparison, seed, fold)
         dataset = load_dataset(self.data_args)

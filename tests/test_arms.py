@@ -1,6 +1,7 @@
 """Control arms: folds that do not leak, arms that differ in one thing, and resuming."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from toy_runs import build_run, load_recipe, run_main, write_beir, write_loop_co
 from agr_trl.adversarial import AdversarialRun
 from agr_trl.arms import (
     FoldRun,
-    _with_shared_start,
+    _teach_start,
     arm_changes,
     cross_fit,
     fold_folder,
@@ -167,16 +168,26 @@ def test_an_arm_leaves_its_result_and_queries_but_no_models(finished):
     assert not (fold_folder(folder, 0, 0) / "shared").exists()
 
 
-def test_lessons_without_judgements_are_given_once_for_all_folds(finished, monkeypatch):
+def test_lessons_without_judgements_are_given_once_for_the_folds_of_a_seed(finished, monkeypatch):
     config, folder = finished
-    start = folder / "starting_retriever" / "model.safetensors"
-    assert start.is_file() and not list(folder.glob("seed_*/**/distil*"))
-    monkeypatch.setattr(AdversarialRun, "distil_relevance", lambda *_: pytest.fail("given again"))
+    start = folder / "seed_00" / "starting_retriever"
+    assert (start / "model.safetensors").is_file() and not list(folder.glob("**/fold_*/**/distil*"))
     recipe = comparison(config, folder)
-    run = AdversarialRun(recipe, load_dataset(recipe[""].build()[1]))
-    shared = _with_shared_start(run, folder)
-    assert shared[""].values["distillation_steps"] == 0
-    assert shared["retriever"].values["retriever_name_or_path"] == str(start.parent)
+    dataset = load_dataset(recipe[""].build()[1])
+    taught = []
+
+    def teach(run, target, number):
+        taught.append((run.seed, target.parent.name, number))
+        target.mkdir(parents=True)
+
+    monkeypatch.setattr(AdversarialRun, "distil_relevance", teach)
+    for seed in (0, 1, 1):
+        _teach_start(recipe, dataset, folder, seed)
+    assert taught == [(1, "seed_01", 0)]
+    shutil.rmtree(folder / "seed_01")
+    own = FoldRun(recipe, 0, 0).recipe
+    assert own[""].values["distillation_steps"] == 0
+    assert own["retriever"].values["retriever_name_or_path"] == str(start)
 
 
 def test_the_recipe_writes_evidence_and_a_report(finished):
