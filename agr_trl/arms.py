@@ -154,9 +154,11 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
         _refuse_other_ablations(folder, comparison, jobs)
         missing = [job for job in jobs if _missing_arms(folder, comparison, *job)]
         logger.info("%d of %d folds are missing", len(missing), len(jobs))
-        _embed_catalogue(AdversarialRun(recipe, dataset), folder)
+        run = AdversarialRun(recipe, dataset)
+        _embed_catalogue(run, folder)
         for seed in dict.fromkeys(seed for seed, _ in missing):
-            _teach_start(recipe, dataset, folder, seed)
+            run.seed = seed
+            _teach_start(run, folder)
         if comparison.workers == 1:
             for seed, fold in missing:
                 run_fold(recipe, seed, fold)
@@ -214,25 +216,24 @@ def _embed_catalogue(run: AdversarialRun, folder: Path) -> None:
         partial.replace(vectors)
 
 
-def _teach_start(recipe: Recipe, dataset: RelevanceDataset, folder: Path, seed: int) -> None:
-    """Let R learn, once for all folds of a seed, what it learns from the catalogue alone.
+def _teach_start(run: AdversarialRun, folder: Path) -> None:
+    """Let R learn, once for all folds of the run's seed, what it learns from the catalogue alone.
 
     That is the first lesson of a 'new' retriever and the distillation of S. Each seed has its own:
     two small retrievers that were built from nothing can end .1 nDCG apart, before any judgement
     and after.
     """
-    start = seed_folder(folder, seed) / START
-    run = AdversarialRun(recipe.replaced({"": {"seed": seed}}), dataset)
+    start = seed_folder(folder, run.seed) / START
     is_taught = run.retriever_args.retriever_name_or_path == "new" or run.loop.distillation_steps
     if start.is_dir() or not is_taught:
         return
-    set_seed(seed)
+    set_seed(run.seed)
     partial = start.with_suffix(".partial")
     if run.loop.distillation_steps:
-        run.relevance.remember(dataset.documents, np.load(folder / VECTORS_FILE))
+        run.relevance.remember(run.dataset.documents, np.load(folder / VECTORS_FILE))
         run.distil_relevance(partial, 0)
     else:
-        new_or_loaded_retriever(run.retriever_args, dataset, seed).save(partial)
+        new_or_loaded_retriever(run.retriever_args, run.dataset, run.seed).save(partial)
     partial.replace(start)
 
 

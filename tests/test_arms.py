@@ -173,7 +173,7 @@ def test_lessons_without_judgements_are_given_once_for_the_folds_of_a_seed(finis
     start = folder / "seed_00" / "starting_retriever"
     assert (start / "model.safetensors").is_file() and not list(folder.glob("**/fold_*/**/distil*"))
     recipe = comparison(config, folder)
-    dataset = load_dataset(recipe[""].build()[1])
+    run = AdversarialRun(recipe, load_dataset(recipe[""].build()[1]))
     taught = []
 
     def teach(run, target, number):
@@ -182,7 +182,8 @@ def test_lessons_without_judgements_are_given_once_for_the_folds_of_a_seed(finis
 
     monkeypatch.setattr(AdversarialRun, "distil_relevance", teach)
     for seed in (0, 1, 1):
-        _teach_start(recipe, dataset, folder, seed)
+        run.seed = seed
+        _teach_start(run, folder)
     assert taught == [(1, "seed_01", 0)]
     shutil.rmtree(folder / "seed_01")
     own = FoldRun(recipe, 0, 0).recipe
