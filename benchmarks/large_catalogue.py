@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from inputs import write_inputs
-from measure import memory
+from measure import PROMPT_TOKENS, memory
 
 from agr_trl.config import SamplingArguments
 from agr_trl.data import load_relevance_dataset, stream_prompts
@@ -123,7 +123,7 @@ def write(folder: Path):
     settings = SamplingArguments(queries_per_product=4, max_query_tokens=16)
     prompts = _texts(folder)[:PRODUCTS_WRITTEN]
     began = time.process_time()
-    sample_queries(model, tokenizer, prompts, settings, 128)
+    sample_queries(model, tokenizer, prompts, settings, PROMPT_TOKENS)
     return len(prompts), time.process_time() - began, {}
 
 

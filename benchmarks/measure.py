@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+PROMPT_TOKENS = 128  # of the longest product
+
 
 def arguments():
     """Return what run.py tells a contestant: its name, the folder of inputs, and the sizes."""

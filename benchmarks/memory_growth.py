@@ -13,6 +13,7 @@ from pathlib import Path
 import rl_step
 from environments import PROJECT
 from inputs import write_inputs
+from measure import PROMPT_TOKENS
 from run import run_once
 
 from agr_trl.runtime import commit, hardware, run_recipe, write_json
@@ -26,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="write what was measured as JSON")
     options = parser.parse_args()
-    by_group = [(group, rl_step.PROMPT_TOKENS) for group in GROUPS]
+    by_group = [(group, PROMPT_TOKENS) for group in GROUPS]
     by_prompt = [(rl_step.GROUP, tokens) for tokens in PROMPTS]
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from environments import PROJECT
-from measure import arguments, read, tell, timed
+from measure import PROMPT_TOKENS, arguments, read, tell, timed
 
 UNIT = "queries"
 GROUP = 8
-PROMPT_TOKENS = 128
 QUERY_TOKENS = 16
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q", "v"], "task_type": "SEQ_2_SEQ_LM"}
 OURS = "agr_trl"
@@ -189,7 +188,7 @@ def plain_loop(inputs: Path, products: int, repeats: int) -> None:
         return torch.log_softmax(logits, -1).gather(-1, tokens[..., None])[..., 0].sum(-1)
 
     def batch_step(documents):
-        limits = {"padding": "max_length", "truncation": True, "max_length": 128}
+        limits = {"padding": "max_length", "truncation": True, "max_length": PROMPT_TOKENS}
         batch = tokenizer(documents, return_tensors="pt", **limits)
         batch.pop("token_type_ids", None)
         with torch.no_grad():
@@ -244,12 +243,12 @@ def least_operations(
     keys_and_values = layers * 2 * width**2  # of the encoded product, once a product
     queries = products * group
     passes = 4  # sampling; loss forward and backward; anchor
-    encoder = passes * 2 * products * 128 * (encoder_weights + keys_and_values)
+    encoder = passes * 2 * products * PROMPT_TOKENS * (encoder_weights + keys_and_values)
     decoder = passes * 2 * queries * QUERY_TOKENS * decoder_weights
     width, inner, layers = retriever
     keys_and_values, rest = 2 * width**2, 2 * width**2 + 2 * width * inner  # of a layer of BERT
     layer = keys_and_values + rest
-    pair = (128 + QUERY_TOKENS + 3) * ((layers - 1) * layer + keys_and_values) + rest
+    pair = (PROMPT_TOKENS + QUERY_TOKENS + 3) * ((layers - 1) * layer + keys_and_values) + rest
     scorer = 2 * queries * pair
     return float(encoder + decoder + scorer)
 

@@ -1,7 +1,7 @@
 """Write four queries for each product of a catalogue with a T5 of t5-small's shape."""
 
 from environments import PROJECT
-from measure import arguments, read, tell, timed
+from measure import PROMPT_TOKENS, arguments, read, tell, timed
 
 UNIT = "queries"
 OURS = "agr_trl"
@@ -29,7 +29,7 @@ def writer_of(name: str, folder: str):
         settings = SamplingArguments(
             queries_per_product=EACH, max_query_tokens=QUERY_TOKENS, sampling_batch_size=BATCH
         )
-        return lambda texts: sample_queries(model, tokenizer, texts, settings, 128)
+        return lambda texts: sample_queries(model, tokenizer, texts, settings, PROMPT_TOKENS)
 
     @torch.no_grad()
     def write(texts):
@@ -39,7 +39,7 @@ def writer_of(name: str, folder: str):
                 texts[begin : begin + BATCH],
                 padding=True,
                 truncation=True,
-                max_length=128,
+                max_length=PROMPT_TOKENS,
                 return_tensors="pt",
             )
             tokens = model.generate(
