@@ -19,8 +19,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -156,14 +156,18 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
         logger.info("%d of %d folds are missing", len(missing), len(jobs))
         run = AdversarialRun(recipe, dataset)
         _embed_catalogue(run, folder)
-        for seed in dict.fromkeys(seed for seed, _ in missing):
-            run.seed = seed
-            _teach_start(run, folder)
+        to_teach = [
+            seed
+            for seed in dict.fromkeys(seed for seed, _ in missing)
+            if _lacks_start(run, folder, seed)
+        ]
         if comparison.workers == 1:
+            for seed in to_teach:
+                teach_start(recipe, seed)
             for seed, fold in missing:
                 run_fold(recipe, seed, fold)
         else:
-            _run_folds(recipe, missing, comparison.workers)
+            _run_in_workers(recipe, to_teach, missing, comparison.workers)
     return folder, seeds
 
 
@@ -178,18 +182,34 @@ def _check_primary_metric(name: str, dataset: RelevanceDataset) -> None:
         )
 
 
-def _run_folds(recipe: Recipe, jobs: list[tuple[int, int]], workers: int) -> None:
-    """Run folds in processes of their own, each with its share of the cores."""
+def _run_in_workers(
+    recipe: Recipe, to_teach: list[int], jobs: list[tuple[int, int]], workers: int
+) -> None:
+    """Run lessons and folds in processes of their own, each with its share of the cores.
+
+    A fold waits for the lesson of its seed alone.
+    """
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool:
-        futures = {pool.submit(run_fold, recipe, *job): job for job in jobs}
-        for number, future in enumerate(as_completed(futures), 1):
-            if future.exception():  # told now, not when all other folds are done
-                pool.shutdown(wait=False, cancel_futures=True)
-            future.result()
-            seed, fold = futures[future]
-            logger.info("seed %d fold %d is done, %d of %d", seed, fold, number, len(jobs))
+        lessons = {pool.submit(teach_start, recipe, seed): seed for seed in to_teach}
+        folds = {pool.submit(run_fold, recipe, *job): job for job in jobs if job[0] not in to_teach}
+        for lesson in _as_completed(pool, lessons):
+            ready = [job for job in jobs if job[0] == lessons[lesson]]
+            folds |= {pool.submit(run_fold, recipe, *job): job for job in ready}
+        for number, fold in enumerate(_as_completed(pool, folds), 1):
+            logger.info("seed %d fold %d is done, %d of %d", *folds[fold], number, len(jobs))
+
+
+def _as_completed(
+    pool: ProcessPoolExecutor, futures: Iterable[Future[None]]
+) -> Iterator[Future[None]]:
+    """Yield futures as they end; the first error cancels what has not begun, and is raised."""
+    for future in as_completed(futures):
+        if future.exception():  # told now, not when all others are done
+            pool.shutdown(wait=False, cancel_futures=True)
+        future.result()
+        yield future
 
 
 def _start_worker(threads: int) -> None:
@@ -216,24 +236,29 @@ def _embed_catalogue(run: AdversarialRun, folder: Path) -> None:
         partial.replace(vectors)
 
 
-def _teach_start(run: AdversarialRun, folder: Path) -> None:
-    """Let R learn, once for all folds of the run's seed, what it learns from the catalogue alone.
+def _lacks_start(run: AdversarialRun, folder: Path, seed: int) -> bool:
+    """Say whether R has lessons that need no judgement, and a seed has not had them yet."""
+    is_new = run.retriever_args.retriever_name_or_path == "new"
+    is_taught = bool(is_new or run.loop.distillation_steps)
+    return is_taught and not (seed_folder(folder, seed) / START).is_dir()
+
+
+def teach_start(recipe: Recipe, seed: int) -> None:
+    """Let R learn, once for all folds of a seed, what it learns from the catalogue alone.
 
     That is the first lesson of a 'new' retriever and the distillation of S. Each seed has its own:
     two small retrievers that were built from nothing can end .1 nDCG apart, before any judgement
     and after.
     """
-    start = seed_folder(folder, run.seed) / START
-    is_taught = run.retriever_args.retriever_name_or_path == "new" or run.loop.distillation_steps
-    if start.is_dir() or not is_taught:
-        return
-    set_seed(run.seed)
+    run = AdversarialRun(recipe.replaced({"": {"seed": seed}}))
+    start = seed_folder(run.folder, seed) / START
     partial = start.with_suffix(".partial")
+    set_seed(seed)
     if run.loop.distillation_steps:
-        run.relevance.remember(run.dataset.documents, np.load(folder / VECTORS_FILE))
+        run.relevance.remember(run.dataset.documents, np.load(run.folder / VECTORS_FILE))
         run.distil_relevance(partial, 0)
     else:
-        new_or_loaded_retriever(run.retriever_args, run.dataset, run.seed).save(partial)
+        new_or_loaded_retriever(run.retriever_args, run.dataset, seed).save(partial)
     partial.replace(start)
 
 

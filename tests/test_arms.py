@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -15,11 +17,13 @@ from toy_runs import build_run, load_recipe, run_main, write_beir, write_loop_co
 from agr_trl.adversarial import AdversarialRun
 from agr_trl.arms import (
     FoldRun,
-    _teach_start,
+    _as_completed,
+    _lacks_start,
     arm_changes,
     cross_fit,
     fold_folder,
     run_arms,
+    teach_start,
 )
 from agr_trl.config import ARMS, parse_recipe
 from agr_trl.data import load_relevance_dataset
@@ -181,10 +185,10 @@ def test_lessons_without_judgements_are_given_once_for_the_folds_of_a_seed(finis
         target.mkdir(parents=True)
 
     monkeypatch.setattr(AdversarialRun, "distil_relevance", teach)
-    for seed in (0, 1, 1):
-        run.seed = seed
-        _teach_start(run, folder)
+    assert [_lacks_start(run, folder, seed) for seed in (0, 1)] == [False, True]
+    teach_start(recipe, 1)
     assert taught == [(1, "seed_01", 0)]
+    assert not _lacks_start(run, folder, 1)
     shutil.rmtree(folder / "seed_01")
     own = FoldRun(recipe, 0, 0).recipe
     assert own[""].values["distillation_steps"] == 0
@@ -341,6 +345,41 @@ def test_the_hardest_are_those_furthest_from_their_label(shop, tmp_path):
     run.loop.soft_labels = True
     run.calibrated.probability = lambda *_: np.array([0.5, 0.5, 0.5, 0.1])
     assert run._accepted(1)["query"].tolist() == ["a", "b"]
+
+
+@pytest.mark.slow
+def test_two_workers_do_what_one_process_does(finished, tmp_path):
+    config, _ = finished
+    words = ["--seeds", "2", "--arms", "adversarial", "random_crops", "--ablations", "{}"]
+    scores = []
+    for workers in ("1", "2"):
+        folder = tmp_path / workers
+        recipe = comparison(config, folder, *words, "--workers", workers)
+        assert run_arms(recipe) == (folder, [0, 1])
+        for seed in (0, 1):
+            assert (folder / f"seed_0{seed}" / "starting_retriever" / "config.json").is_file()
+        scores.append(
+            [
+                pd.read_parquet(fold_folder(folder, *job) / "random_crops" / "held_out.parquet")
+                for job in ((0, 0), (0, 1), (1, 0), (1, 1))
+            ]
+        )
+    for alone, together in zip(*scores, strict=True):
+        pd.testing.assert_frame_equal(alone, together, rtol=1e-3, atol=1e-4)
+    assert not scores[0][0]["retriever"].equals(scores[0][2]["retriever"])  # another seed
+
+
+def test_the_first_error_of_workers_ends_the_comparison():
+    def fail():
+        raise ValueError("the disk is full")
+
+    release = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        futures = [pool.submit(fail), *(pool.submit(release.wait, 10) for _ in range(3))]
+        with pytest.raises(ValueError, match="the disk is full"):
+            list(_as_completed(pool, futures))
+        release.set()
+    assert futures[2].cancelled() and futures[3].cancelled()  # the second may have begun
 
 
 def test_workers_end_with_a_killed_job(tmp_path):
