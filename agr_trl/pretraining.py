@@ -22,13 +22,17 @@ from agr_trl.negatives import mine_negatives
 from agr_trl.relevance import RelevanceScorer
 from agr_trl.retriever import Retriever, load_retriever, retriever_trainer
 from agr_trl.search import BM25Index
+from agr_trl.word_matches import words
 
 logger = logging.getLogger(__name__)
 
 LONG_LESSON = 500  # steps, in which the match of words is found, if at all
+LESSON_BATCH = 64  # pairs
 # Twice that rate finds no match with some seeds, or a poor one: .2 nats at the end instead of .03.
 LESSON_LEARNING_RATE = 5e-4
 NOTHING_LEARNED = 0.65  # nats, a lesson's mean: .693 is chance, those that found it had .21 to .58
+NEAR_MISSES = 0.7  # share of the queries that can have one
+TITLES_OF_A_QUERY = 60  # BM25's best, among which a near miss is looked for
 SPANS = 4  # queries of each title in a lesson from S
 PAIRS_OF_A_QUERY = 4  # its own product, two of BM25's best and a random one
 
@@ -39,8 +43,8 @@ def new_or_loaded_retriever(
     """Load the retriever that the settings name; a 'new' one first learns to match words.
 
     The lesson is self-supervised (as the inverse cloze task, Lee et al., arXiv 1906.00300): words
-    of a product's title against its own title or a random one's. It sees no judgement, and stands
-    in for the pretraining that any downloaded BERT has. Titles alone: in a few words the match is
+    of a product's title against its own title or another one. It sees no judgement, and stands in
+    for the pretraining that any downloaded BERT has. Titles alone: in a few words the match is
     found in some 500 steps, in whole documents not within a thousand. It is found at once or not at
     all, and rounding may decide which; so a long lesson that found nothing is given again to a
     retriever of other random weights, twice at the most.
@@ -50,7 +54,7 @@ def new_or_loaded_retriever(
     if args.retriever_name_or_path != "new" or not steps:
         return retriever
     logger.info("a new retriever learns to match words, %d steps", steps)
-    pairs = matching_pairs(dataset, seed)
+    pairs = matching_pairs(dataset, steps * LESSON_BATCH, seed)
     for attempt in range(3):
         if attempt:
             logger.warning("it found no match; another one learns")
@@ -66,27 +70,51 @@ def new_or_loaded_retriever(
     return retriever
 
 
-def matching_pairs(dataset: RelevanceDataset, seed: int) -> pd.DataFrame:
-    """Return pseudo-queries with their product's title (label 1) and a random one's (label 0).
+def matching_pairs(dataset: RelevanceDataset, size: int, seed: int) -> pd.DataFrame:
+    """Return at most `size` pairs, half with label 1, columns query, document, label, shuffled.
 
-    Columns query, document, label; 20 rows a product at the most.
+    Pseudo-queries, ten of a product at the most, each with its product's title (label 1) and with
+    another title (label 0). The other is a near miss, which holds some of the query's words and not
+    all, for `NEAR_MISSES` of the queries that have one among BM25's best titles; else a random one.
+    Raises `UserError` where no title has a word.
     """
     titles = dataset.products["title"].tolist()
     pseudo = pseudo_queries(dataset, 10, seed)
+    if pseudo.empty:
+        raise UserError("no title has a word for `new_retriever_steps` to teach; set it to 0")
+    pseudo = pseudo.sample(min(len(pseudo), size // 2), random_state=seed, ignore_index=True)
     positions = pd.Index(dataset.products["product_id"]).get_indexer(pseudo["product_id"])
-    others = np.random.default_rng(seed).integers(len(titles), size=len(pseudo))
+    generator = np.random.default_rng(seed)
+    others = generator.integers(len(titles), size=len(pseudo))
+    missed = _near_misses(pseudo["query"], titles, generator)
+    is_near = (missed >= 0) & (generator.random(len(pseudo)) < NEAR_MISSES)
+    others[is_near] = missed[is_near]
     frames = [
         pd.DataFrame(
             {"query": pseudo["query"], "document": [titles[i] for i in rows], "label": label}
         )
         for rows, label in ((positions, 1.0), (others, 0.0))
     ]
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames).sample(frac=1, random_state=seed, ignore_index=True)
+
+
+def _near_misses(
+    queries: pd.Series, titles: list[str], generator: np.random.Generator
+) -> np.ndarray:
+    """Return for each query the place of a title with some of its words and not all, or -1."""
+    distinct = queries.unique().tolist()
+    best = BM25Index(titles).top(distinct, TITLES_OF_A_QUERY)[0]
+    title_words = [set(words(title)) for title in titles]
+    near = {}
+    for query, places in zip(distinct, best, strict=True):
+        wanted = set(words(query))
+        shared = [len(wanted & title_words[place]) for place in places]
+        near[query] = places[[0 < count < len(wanted) for count in shared]]
+    return np.array([generator.choice(near[q]) if len(near[q]) else -1 for q in queries], dtype=int)
 
 
 def _teach(retriever: Retriever, pairs: pd.DataFrame, steps: int, seed: int) -> float:
     """Train on the pairs and return the mean L_R of all steps, in nats."""
-    pairs = pairs.sample(min(len(pairs), steps * 64), random_state=seed, ignore_index=True)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             output_dir=folder,
@@ -95,7 +123,7 @@ def _teach(retriever: Retriever, pairs: pd.DataFrame, steps: int, seed: int) -> 
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=60,
             max_steps=steps,
-            per_device_train_batch_size=64,
+            per_device_train_batch_size=LESSON_BATCH,
             train_sampling_strategy="group_by_length",
             save_strategy="no",
             report_to="none",

@@ -13,7 +13,12 @@ from agr_trl import pretraining
 from agr_trl.config import RetrieverArguments
 from agr_trl.errors import UserError
 from agr_trl.losses import relevance_bce
-from agr_trl.pretraining import distillation_pairs, matching_pairs, new_or_loaded_retriever
+from agr_trl.pretraining import (
+    _near_misses,
+    distillation_pairs,
+    matching_pairs,
+    new_or_loaded_retriever,
+)
 from agr_trl.retriever import load_retriever
 from agr_trl.search import BM25Index
 
@@ -44,26 +49,50 @@ def test_matching_pairs_by_hand(dataset, monkeypatch):
     pseudo = pd.DataFrame({"product_id": ["p2", "p0"], "query": ["lamp", "red chair"]})
     monkeypatch.setattr(pretraining, "pseudo_queries", lambda *_: pseudo)
     titles = [title for title, _ in TITLES.values()]
-    pairs = matching_pairs(dataset, seed=0)
-    assert pairs["query"].tolist() == ["lamp", "red chair"] * 2
-    assert pairs["label"].tolist() == [1.0, 1.0, 0.0, 0.0]
-    assert pairs["document"].tolist()[:2] == [titles[2], titles[0]]
-    assert set(pairs["document"][2:]) <= set(titles)
+    pairs = matching_pairs(dataset, 100, seed=0)
+    assert len(pairs) == 4
+    own = pairs[pairs["label"] == 1].set_index("query")["document"]
+    assert own.to_dict() == {"lamp": titles[2], "red chair": titles[0]}
+    others = pairs[pairs["label"] == 0]
+    assert set(others["query"]) == {"lamp", "red chair"} and set(others["document"]) <= set(titles)
+    assert len(matching_pairs(dataset, 2, seed=0)) == 2
 
 
 def test_matching_pairs_hold_the_products_own_words(dataset):
     titles = [title for title, _ in TITLES.values()]
-    pairs = matching_pairs(dataset, seed=0)
+    pairs = matching_pairs(dataset, 10_000, seed=0)
     assert len(pairs) == 2 * 10 * len(titles)
     matching = pairs[pairs["label"] == 1]
     for query, title in zip(matching["query"], matching["document"], strict=True):
         assert set(query.split()) <= set(title.split())
-    assert pairs.equals(matching_pairs(dataset, seed=0))
-    assert not pairs.equals(matching_pairs(dataset, seed=1))
+    assert pairs.equals(matching_pairs(dataset, 10_000, seed=0))
+    assert not pairs.equals(matching_pairs(dataset, 10_000, seed=1))
+
+
+def test_a_near_miss_holds_some_words_and_not_all(dataset):
+    queries = pd.Series(["red lamp", "lamp", "velvet zebra sofa", "zebra"])
+    titles = ["red chair", "blue lamp", "red lamp", "velvet sofa"]
+    drawn = {tuple(_near_misses(queries, titles, np.random.default_rng(seed))) for seed in range(9)}
+    # One word is there or not; of three the sofa has two; an unknown word has nothing near.
+    assert drawn == {(0, -1, 3, -1), (1, -1, 3, -1)}
+
+
+def test_near_misses_are_among_the_other_titles(dataset, monkeypatch):
+    def near(share):
+        monkeypatch.setattr(pretraining, "NEAR_MISSES", share)
+        pairs = matching_pairs(dataset, 10_000, seed=0)
+        others = pairs[pairs["label"] == 0]
+        rows = zip(others["query"].map(set_of), others["document"].map(set_of), strict=True)
+        return sum(0 < len(query & title) < len(query) for query, title in rows)
+
+    def set_of(text):
+        return set(text.split())
+
+    assert near(1.0) > 2 * near(0.0)
 
 
 def test_titles_lesson_lowers_the_loss(dataset):
-    pairs = matching_pairs(dataset, seed=0)
+    pairs = matching_pairs(dataset, 10_000, seed=0)
     torch.manual_seed(0)
     before = loss_of(load_retriever(settings(0), dataset.documents), pairs)
     torch.manual_seed(0)
@@ -133,11 +162,13 @@ def test_distillation_pairs_are_as_many_as_the_steps_need(dataset):
     assert not few.equals(distillation_pairs(dataset, index, WordOverlap(), 20, seed=1))
 
 
-def test_titles_without_words_teach_no_relevance(dataset):
+def test_titles_without_words_teach_nothing(dataset):
     blank = replace(dataset, products=dataset.products.assign(title="!!"))
     index = BM25Index(blank.documents)
     with pytest.raises(UserError, match="`distillation_steps`"):
         distillation_pairs(blank, index, WordOverlap(), 20, seed=0)
+    with pytest.raises(UserError, match="`new_retriever_steps`"):
+        new_or_loaded_retriever(settings(1), blank, seed=0)
 
 
 def test_a_long_lesson_that_found_nothing_is_given_to_another_retriever(
