@@ -36,7 +36,7 @@ def frozen_linear(model: nn.Module, dtype: torch.dtype = torch.float32) -> Itera
     for part, weight in own.items():
         if dtype != torch.float32:
             part.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if weight.device.type == "cpu" and _packs(dtype):
             part.forward = _packed_forward(part)  # type: ignore[method-assign]
     try:
         yield
@@ -44,6 +44,17 @@ def frozen_linear(model: nn.Module, dtype: torch.dtype = torch.float32) -> Itera
         for part, weight in own.items():
             part.weight = weight
             vars(part).pop("forward", None)
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    """Say whether oneDNN packs weights of this type here; bfloat16 asks AVX-512 of a processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    supports = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype not in supports or bool(supports[dtype]())
 
 
 def _packed_forward(linear: nn.Linear) -> Any:
