@@ -52,7 +52,6 @@ FREE_SETTINGS = (
     *("dataset_path", "seeds", "arms", "ablations", "primary_metric", "workers", "resamples"),
 )
 VECTORS_FILE = "catalogue_vectors.npy"
-START = "starting_retriever"
 SHARED = ("index", "calibrated", "gold", "prompts")  # of the data, not of an arm's own settings
 # What an ablation may not change, since all arms of a fold have it from one place.
 SETTINGS_OF_ALL = (
@@ -156,11 +155,8 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
         logger.info("%d of %d folds are missing", len(missing), len(jobs))
         run = AdversarialRun(recipe, dataset)
         _embed_catalogue(run, folder)
-        to_teach = [
-            seed
-            for seed in dict.fromkeys(seed for seed, _ in missing)
-            if _lacks_start(run, folder, seed)
-        ]
+        behind = dict.fromkeys(seed for seed, _ in missing)
+        to_teach = [seed for seed in behind if _lacks_start(run, folder, seed)]
         if comparison.workers == 1:
             for seed in to_teach:
                 teach_start(recipe, seed)
@@ -240,7 +236,7 @@ def _lacks_start(run: AdversarialRun, folder: Path, seed: int) -> bool:
     """Say whether R has lessons that need no judgement, and a seed has not had them yet."""
     is_new = run.retriever_args.retriever_name_or_path == "new"
     is_taught = bool(is_new or run.loop.distillation_steps)
-    return is_taught and not (seed_folder(folder, seed) / START).is_dir()
+    return is_taught and not _start_folder(folder, seed).is_dir()
 
 
 def teach_start(recipe: Recipe, seed: int) -> None:
@@ -251,7 +247,7 @@ def teach_start(recipe: Recipe, seed: int) -> None:
     and after.
     """
     run = AdversarialRun(recipe.replaced({"": {"seed": seed}}))
-    start = seed_folder(run.folder, seed) / START
+    start = _start_folder(run.folder, seed)
     partial = start.with_suffix(".partial")
     set_seed(seed)
     if run.loop.distillation_steps:
@@ -264,7 +260,7 @@ def teach_start(recipe: Recipe, seed: int) -> None:
 
 def _from_start(recipe: Recipe, folder: Path, seed: int) -> Recipe:
     """Return the settings of a seed's folds, which take R from where it was taught."""
-    start = seed_folder(folder, seed) / START
+    start = _start_folder(folder, seed)
     if not start.is_dir():
         return recipe
     return recipe.replaced(
@@ -292,8 +288,13 @@ def _refuse_other_ablations(
 
 
 def seed_folder(folder: Path, seed: int) -> Path:
-    """Return where a seed has its folds, and the retriever that they start from."""
+    """Return where a seed has its folds."""
     return folder / f"seed_{seed:02d}"
+
+
+def _start_folder(folder: Path, seed: int) -> Path:
+    """Return where a seed has the retriever that its folds start from, if it has lessons."""
+    return seed_folder(folder, seed) / "starting_retriever"
 
 
 def fold_folder(folder: Path, seed: int, fold: int) -> Path:

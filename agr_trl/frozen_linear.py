@@ -33,10 +33,11 @@ def frozen_linear(model: nn.Module, dtype: torch.dtype = torch.float32) -> Itera
         and part.weight.dtype == torch.float32
         and (are_all_frozen or not part.weight.requires_grad)
     }
+    can_pack = _can_pack(dtype)
     for part, weight in own.items():
         if dtype != torch.float32:
             part.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-        if weight.device.type == "cpu" and _packs(dtype):
+        if weight.device.type == "cpu" and can_pack:
             part.forward = _packed_forward(part)  # type: ignore[method-assign]
     try:
         yield
@@ -46,7 +47,7 @@ def frozen_linear(model: nn.Module, dtype: torch.dtype = torch.float32) -> Itera
             vars(part).pop("forward", None)
 
 
-def _packs(dtype: torch.dtype) -> bool:
+def _can_pack(dtype: torch.dtype) -> bool:
     """Say whether oneDNN packs weights of this type here; bfloat16 asks AVX-512 of a processor."""
     if not torch.backends.mkldnn.is_available():
         return False

@@ -104,7 +104,7 @@ def _near_misses(
     """Return for each query the place of a title with some of its words and not all, or -1."""
     distinct = queries.unique().tolist()
     best = BM25Index(titles).top(distinct, TITLES_OF_A_QUERY)[0]
-    title_words = [set(words(title)) for title in titles]
+    title_words = {place: set(words(titles[place])) for place in np.unique(best)}
     near = {}
     for query, places in zip(distinct, best, strict=True):
         wanted = set(words(query))

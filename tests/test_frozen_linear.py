@@ -44,7 +44,7 @@ def test_a_trained_layer_is_left_alone_until_no_gradients_are_taken():
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_bfloat16_rounds_as_autocast_does_and_the_weights_come_back(is_packed, monkeypatch):
     if not is_packed:  # as on a processor whose oneDNN has no bfloat16
-        monkeypatch.setattr("agr_trl.frozen_linear._packs", lambda dtype: False)
+        monkeypatch.setattr("agr_trl.frozen_linear._can_pack", lambda dtype: False)
     frozen = layers().requires_grad_(False)
     before = {name: weight.clone() for name, weight in frozen.state_dict().items()}
     states = torch.randn(4, 5)
