@@ -13,6 +13,7 @@ same command resumes. Only the main process writes; the others help to train and
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -258,13 +259,26 @@ class AdversarialRun:
                 shutil.rmtree(self.round_folder(past) / name, ignore_errors=True)
 
     def _warm_up(self, target: Path, number: int) -> None:
+        dev = judged_query_pairs(self.dataset, "dev")
+        self._write_warm_generator(target, self.warm_up_args, dev)
+
+    def warm_up_on_titles(self, target: Path, steps: int) -> None:
+        """Write a generator that has learned the catalogue's pseudo-queries, and no judgement yet.
+
+        Nor any query: its word pieces are the catalogue's.
+        """
+        changes = {"max_steps": steps, "eval_strategy": "no", "load_best_model_at_end": False}
+        settings = replace(self.warm_up_args, gold_repeats=0)
+        self._write_warm_generator(target, settings, None, **changes)
+
+    def _write_warm_generator(
+        self, target: Path, settings: WarmUpArguments, dev: pd.DataFrame | None, **changes: Any
+    ) -> None:
         args = self.recipe["warm_up"].build(
-            output_dir=str(target.with_name("generator_checkpoints")), seed=self.seed
+            output_dir=str(target.with_name("generator_checkpoints")), seed=self.seed, **changes
         )[1]
-        settings = self.warm_up_args
         model, tokenizer = new_or_loaded_generator(settings, self.dataset)
         train = warm_up_pairs(self.dataset, settings, self.seed)
-        dev = judged_query_pairs(self.dataset, "dev")
         logger.info("warm-up on %s pairs", train["kind"].value_counts().to_dict())
         trainer = warm_up_trainer(model, tokenizer, args, settings, train, dev)
         train_with_checkpoints(trainer)

@@ -7,6 +7,7 @@ scores the fold's own pairs, which it has never seen.
 
     catalogue_vectors.npy             S of the catalogue
     seed_00/starting_retriever/       R after lessons that need no judgement, if it has any
+    seed_00/starting_generator/       G after such a lesson, if it has one
     seed_00/fold_0/shared/round_00/   warm-up and supervised retriever (removed when all arms end)
     seed_00/fold_0/<arm>/             held_out.parquet, result.json, queries.parquet
 
@@ -48,6 +49,7 @@ from agr_trl.stages import begin_run_folder, load_dataset
 logger = logging.getLogger(__name__)
 
 COSINE = "cosine"
+STARTING_RETRIEVER, STARTING_GENERATOR = "starting_retriever", "starting_generator"
 FREE_SETTINGS = (
     *("dataset_path", "seeds", "arms", "ablations", "primary_metric", "workers", "resamples"),
 )
@@ -140,6 +142,11 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
     seeds = list(range(run_args.seed, run_args.seed + comparison.seeds))
     jobs = [(seed, fold) for seed in seeds for fold in range(comparison.folds)]
     _check_primary_metric(comparison.primary_metric, dataset)
+    if comparison.shared_warm_up_steps and not dataset.has_ids:
+        raise UserError(
+            "`shared_warm_up_steps` reads the whole catalogue, and pairs have the documents of "
+            "training queries alone to write for; leave it at 0"
+        )
     for arm in (*comparison.arms, *comparison.ablation_changes):
         recipe.replaced(arm_changes(arm, recipe))  # refuses unknown settings before any work
     for name, changes in comparison.ablation_changes.items():
@@ -156,7 +163,7 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
         run = AdversarialRun(recipe, dataset)
         _embed_catalogue(run, folder)
         behind = dict.fromkeys(seed for seed, _ in missing)
-        to_teach = [seed for seed in behind if _lacks_start(run, folder, seed)]
+        to_teach = [seed for seed in behind if _missing_lessons(recipe, seed)]
         if comparison.workers == 1:
             for seed in to_teach:
                 teach_start(recipe, seed)
@@ -232,40 +239,52 @@ def _embed_catalogue(run: AdversarialRun, folder: Path) -> None:
         partial.replace(vectors)
 
 
-def _lacks_start(run: AdversarialRun, folder: Path, seed: int) -> bool:
-    """Say whether R has lessons that need no judgement, and a seed has not had them yet."""
-    is_new = run.retriever_args.retriever_name_or_path == "new"
-    is_taught = bool(is_new or run.loop.distillation_steps)
-    return is_taught and not _start_folder(folder, seed).is_dir()
+def _missing_lessons(recipe: Recipe, seed: int) -> list[str]:
+    """Return which models have lessons that need no judgement, and a seed has not given them."""
+    run_args, _, loop, comparison = recipe[""].build()
+    is_new = recipe["retriever"].values["retriever_name_or_path"] == "new"
+    has_lesson = {
+        STARTING_RETRIEVER: bool(is_new or loop.distillation_steps),
+        STARTING_GENERATOR: bool(comparison.shared_warm_up_steps),
+    }
+    place = seed_folder(Path(run_args.output_dir), seed)
+    return [model for model in has_lesson if has_lesson[model] and not (place / model).is_dir()]
 
 
 def teach_start(recipe: Recipe, seed: int) -> None:
-    """Let R learn, once for all folds of a seed, what it learns from the catalogue alone.
+    """Let R and G learn, once for all folds of a seed, what they learn from the catalogue alone.
 
-    That is the first lesson of a 'new' retriever and the distillation of S. Each seed has its own:
-    two small retrievers that were built from nothing can end .1 nDCG apart, before any judgement
-    and after.
+    For R that is the first lesson of a 'new' retriever and the distillation of S, for G the
+    pseudo-queries. Each seed has its own: two small retrievers that were built from nothing can end
+    .1 nDCG apart, before any judgement and after.
     """
     run = AdversarialRun(recipe.replaced({"": {"seed": seed}}))
-    start = _start_folder(run.folder, seed)
-    partial = start.with_suffix(".partial")
-    set_seed(seed)
-    if run.loop.distillation_steps:
-        run.relevance.remember(run.dataset.documents, np.load(run.folder / VECTORS_FILE))
-        run.distil_relevance(partial, 0)
-    else:
-        new_or_loaded_retriever(run.retriever_args, run.dataset, seed).save(partial)
-    partial.replace(start)
+    for model in _missing_lessons(recipe, seed):
+        start = seed_folder(run.folder, seed) / model
+        partial = start.with_suffix(".partial")
+        set_seed(seed)
+        if model == STARTING_GENERATOR:
+            run.warm_up_on_titles(partial, recipe[""].build()[3].shared_warm_up_steps)
+        elif run.loop.distillation_steps:
+            run.relevance.remember(run.dataset.documents, np.load(run.folder / VECTORS_FILE))
+            run.distil_relevance(partial, 0)
+        else:
+            new_or_loaded_retriever(run.retriever_args, run.dataset, seed).save(partial)
+        partial.replace(start)
 
 
 def _from_start(recipe: Recipe, folder: Path, seed: int) -> Recipe:
-    """Return the settings of a seed's folds, which take R from where it was taught."""
-    start = _start_folder(folder, seed)
-    if not start.is_dir():
-        return recipe
-    return recipe.replaced(
-        {"": {"distillation_steps": 0}, "retriever": {"retriever_name_or_path": str(start)}}
+    """Return the settings of a seed's folds, which take R and G from where they were taught."""
+    retriever, generator = (
+        seed_folder(folder, seed) / model for model in (STARTING_RETRIEVER, STARTING_GENERATOR)
     )
+    changes: dict[str, dict[str, Any]] = {}
+    if retriever.is_dir():
+        changes[""] = {"distillation_steps": 0}
+        changes["retriever"] = {"retriever_name_or_path": str(retriever)}
+    if generator.is_dir():
+        changes["warm_up"] = {"generator_name_or_path": str(generator)}
+    return recipe.replaced(changes)
 
 
 def _missing_arms(folder: Path, args: ComparisonArguments, seed: int, fold: int) -> list[str]:
@@ -290,11 +309,6 @@ def _refuse_other_ablations(
 def seed_folder(folder: Path, seed: int) -> Path:
     """Return where a seed has its folds."""
     return folder / f"seed_{seed:02d}"
-
-
-def _start_folder(folder: Path, seed: int) -> Path:
-    """Return where a seed has the retriever that its folds start from, if it has lessons."""
-    return seed_folder(folder, seed) / "starting_retriever"
 
 
 def fold_folder(folder: Path, seed: int, fold: int) -> Path:

@@ -516,6 +516,13 @@ class ComparisonArguments:
         default="pr_auc",
         metadata={"help": "The metric that is tested: pr_auc, or judged/ndcg@10 with ids"},
     )
+    shared_warm_up_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps of the generator on pseudo-queries of the catalogue, once a seed, "
+            "before each fold's own warm-up; needs data with ids"
+        },
+    )
     resamples: int = field(
         default=2_000, metadata={"help": "Resamples of each interval and each test"}
     )
@@ -529,6 +536,7 @@ class ComparisonArguments:
             seeds=(1, inf),
             folds=(2, inf),
             choosing_fraction=(0.01, 0.9),
+            shared_warm_up_steps=(0, inf),
             resamples=(100, inf),
             workers=(1, inf),
         )

@@ -143,7 +143,7 @@ def new_or_loaded_generator(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model to warm up, or build a small T5.
 
-    Its word pieces come from the catalogue and the train queries.
+    Its word pieces come from the catalogue and the train queries, unless `gold_repeats` is 0.
     """
     if args.generator_name_or_path != "new":
         model, tokenizer = load_generator(args.generator_name_or_path)
@@ -151,9 +151,9 @@ def new_or_loaded_generator(
             model = _merged(model)
         return model, tokenizer
     # Of the queries those to learn from alone: others are to be new to the model.
-    texts = [*dataset.prompts()["prompt"], *dataset.pairs("train")["query"].unique()]
+    queries = dataset.pairs("train")["query"].unique() if args.gold_repeats else []
     return build_small_t5(
-        texts,
+        [*dataset.prompts()["prompt"], *queries],
         width=args.new_generator_width,
         layers=args.new_generator_layers,
         vocabulary_size=args.new_vocabulary_size,
@@ -167,14 +167,15 @@ def warm_up_pairs(dataset: RelevanceDataset, args: WarmUpArguments, seed: int) -
     queries cut from a product's own title, since a raw T5 writes prose and gold queries alone are
     too few. Raises `UserError` when the settings leave nothing to learn from.
     """
-    gold = judged_query_pairs(dataset, "train").assign(kind="gold")
+    gold = [judged_query_pairs(dataset, "train").assign(kind="gold")] if args.gold_repeats else []
     prompts = dataset.prompts().set_index("product_id")["prompt"]
     pseudo = pseudo_queries(dataset, args.pseudo_queries_per_product, seed)
     pseudo = pseudo.assign(prompt=prompts.loc[pseudo["product_id"]].to_numpy(), kind="pseudo")
     if len(pseudo) > args.max_pseudo_queries:
         pseudo = pseudo.sample(args.max_pseudo_queries, random_state=seed)
-    repeated = [gold] * args.gold_repeats
-    both = pd.concat([*repeated, pseudo[["prompt", "query", "kind"]]], ignore_index=True)
+    both = pd.concat(
+        [*gold * args.gold_repeats, pseudo[["prompt", "query", "kind"]]], ignore_index=True
+    )
     if both.empty:
         raise UserError(
             "the warm-up has no pairs; raise `gold_repeats` or `pseudo_queries_per_product`"

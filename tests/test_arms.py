@@ -18,7 +18,7 @@ from agr_trl.adversarial import AdversarialRun
 from agr_trl.arms import (
     FoldRun,
     _as_completed,
-    _lacks_start,
+    _missing_lessons,
     arm_changes,
     cross_fit,
     fold_folder,
@@ -29,7 +29,7 @@ from agr_trl.config import ARMS, parse_recipe
 from agr_trl.data import load_relevance_dataset
 from agr_trl.data.splits import fold_queries, query_groups
 from agr_trl.errors import UserError
-from agr_trl.stages import load_dataset
+from agr_trl.small_models import build_small_t5
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def finished(shop):
     """All six arms and an ablation over two folds, by the recipe."""
     config = write_loop_config(
         shop.parent / "compare.yaml", shop, primary_metric="judged/ndcg@10", resamples=100,
-        distillation_steps=2,
+        distillation_steps=2, shared_warm_up_steps=2,
         ablations={"uncertainty": {"reward.loss_reward": "uncertainty"}},
     )  # fmt: skip
     folder = shop.parent / "compared"
@@ -174,25 +174,59 @@ def test_an_arm_leaves_its_result_and_queries_but_no_models(finished):
 
 def test_lessons_without_judgements_are_given_once_for_the_folds_of_a_seed(finished, monkeypatch):
     config, folder = finished
-    start = folder / "seed_00" / "starting_retriever"
-    assert (start / "model.safetensors").is_file() and not list(folder.glob("**/fold_*/**/distil*"))
+    starts = [folder / "seed_00" / f"starting_{model}" for model in ("retriever", "generator")]
+    assert all((start / "model.safetensors").is_file() for start in starts)
+    assert not list(folder.glob("**/fold_*/**/distil*"))
     recipe = comparison(config, folder)
-    run = AdversarialRun(recipe, load_dataset(recipe[""].build()[1]))
     taught = []
 
-    def teach(run, target, number):
-        taught.append((run.seed, target.parent.name, number))
+    def teach(run, target, given):
+        taught.append((run.seed, target.parent.name, given))
         target.mkdir(parents=True)
 
     monkeypatch.setattr(AdversarialRun, "distil_relevance", teach)
-    assert [_lacks_start(run, folder, seed) for seed in (0, 1)] == [False, True]
+    monkeypatch.setattr(AdversarialRun, "warm_up_on_titles", teach)
+    both = ["starting_retriever", "starting_generator"]
+    assert [_missing_lessons(recipe, seed) for seed in (0, 1)] == [[], both]
     teach_start(recipe, 1)
-    assert taught == [(1, "seed_01", 0)]
-    assert not _lacks_start(run, folder, 1)
+    assert taught == [(1, "seed_01", 0), (1, "seed_01", 2)]
+    assert not _missing_lessons(recipe, 1)
     shutil.rmtree(folder / "seed_01")
     own = FoldRun(recipe, 0, 0).recipe
     assert own[""].values["distillation_steps"] == 0
-    assert own["retriever"].values["retriever_name_or_path"] == str(start)
+    assert own["retriever"].values["retriever_name_or_path"] == str(starts[0])
+    assert own["warm_up"].values["generator_name_or_path"] == str(starts[1])
+
+
+def test_a_seeds_generator_learns_titles_and_neither_queries_nor_judgements(
+    shop, tmp_path, monkeypatch
+):
+    run = build_run(write_loop_config(tmp_path / "loop.yaml", shop), tmp_path / "run")
+    seen = {}
+
+    def look(model, tokenizer, args, settings, train, dev):
+        seen.update(steps=args.max_steps, train=train, dev=dev)
+        raise KeyboardInterrupt
+
+    def build(texts, **sizes):
+        seen.update(texts=texts)
+        return build_small_t5(texts, **sizes)
+
+    monkeypatch.setattr("agr_trl.adversarial.warm_up_trainer", look)
+    monkeypatch.setattr("agr_trl.generator.build_small_t5", build)
+    with pytest.raises(KeyboardInterrupt):
+        run.warm_up_on_titles(tmp_path / "generator", 7)
+    assert (seen["steps"], seen["dev"], set(seen["train"]["kind"])) == (7, None, {"pseudo"})
+    assert seen["texts"] == run.dataset.prompts()["prompt"].tolist()
+
+
+def test_a_lesson_from_all_titles_is_refused_for_pairs(tmp_path):
+    source = write_pairs(tmp_path / "pairs")
+    config = write_loop_config(
+        tmp_path / "pairs.yaml", source, "pairs", dev_metric="pr_auc", shared_warm_up_steps=2
+    )
+    with pytest.raises(UserError, match="`shared_warm_up_steps` reads the whole catalogue"):
+        run_arms(comparison(config, tmp_path / "run"))
 
 
 def test_the_recipe_writes_evidence_and_a_report(finished):
@@ -357,7 +391,8 @@ def test_two_workers_do_what_one_process_does(finished, tmp_path):
         recipe = comparison(config, folder, *words, "--workers", workers)
         assert run_arms(recipe) == (folder, [0, 1])
         for seed in (0, 1):
-            assert (folder / f"seed_0{seed}" / "starting_retriever" / "config.json").is_file()
+            for model in ("retriever", "generator"):
+                assert (folder / f"seed_0{seed}/starting_{model}/config.json").is_file()
         scores.append(
             [
                 pd.read_parquet(fold_folder(folder, *job) / "random_crops" / "held_out.parquet")
