@@ -5,12 +5,14 @@ Notation: B rows, of which n differ, P prompt tokens, C decoder tokens, H heads 
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Families whose cross-attention is computed by what ALL_ATTENTION_FUNCTIONS holds.
@@ -60,6 +62,54 @@ def encode_once(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         yield
 
 
+@dataclass
+class Encoding:
+    """What an encoder made of the distinct rows of a batch."""
+
+    rows: Tensor  # (n, 2P), token ids beside their mask
+    hidden: Tensor  # (n, P, width)
+
+
+def encode(
+    model: PreTrainedModel | PeftModel, input_ids: Tensor, attention_mask: Tensor
+) -> Encoding:
+    """Encode the distinct rows of a batch, both (B, P), with gradients where they are on."""
+    rows = _beside(input_ids, attention_mask).unique(dim=0)
+    input_ids, attention_mask = rows.chunk(2, dim=1)
+    encoder = model.get_encoder()
+    output = encoder(input_ids=input_ids, attention_mask=attention_mask)
+    return Encoding(rows, output.last_hidden_state)
+
+
+@contextmanager
+def encoded_before(model: PreTrainedModel | PeftModel, encoding: Encoding | None) -> Iterator[None]:
+    """Let the encoder answer with `encoding`, inside this context, to the rows it was made of.
+
+    Other rows are encoded as ever. Around `encode_once`, which asks for distinct rows in the order
+    of `encode` wherever some are equal. The weights must be those that `encoding` was made with.
+    """
+    encoder = model.get_encoder()
+    if encoding is None:
+        yield
+        return
+    own = encoder.forward
+
+    def forward(input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
+        if torch.equal(_beside(input_ids, attention_mask), encoding.rows):
+            return BaseModelOutput(last_hidden_state=encoding.hidden)
+        return own(input_ids=input_ids, attention_mask=attention_mask, **options)
+
+    encoder.forward = forward
+    try:
+        yield
+    finally:
+        del encoder.forward
+
+
+def _beside(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    return torch.cat([input_ids, attention_mask], dim=1)
+
+
 class _DistinctRows:
     """What the hooks of one context know of its batch."""
 
@@ -77,7 +127,7 @@ class _DistinctRows:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Give the encoder distinct rows."""
-        key = torch.cat([kwargs["input_ids"], kwargs["attention_mask"]], dim=1)  # (B, 2P)
+        key = _beside(kwargs["input_ids"], kwargs["attention_mask"])  # (B, 2P)
         rows, place, counts = torch.unique(key, dim=0, return_inverse=True, return_counts=True)
         self.encoded = self.repeated = None
         if len(rows) == len(key):

@@ -25,6 +25,7 @@ import torch
 from accelerate.utils import is_peft_model, parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, TaskType
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -39,7 +40,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad, selective_log_softmax_and_entropy
 
-from agr_trl.encode_once import encode_once
+from agr_trl.encode_once import Encoding, encode, encode_once, encoded_before
 from agr_trl.errors import UserError
 from agr_trl.frozen_linear import frozen_linear
 from agr_trl.report_text import visible
@@ -246,6 +247,7 @@ class _Seq2SeqMixin:
 
     _config_class: type[RLOOConfig] | type[GRPOConfig]
     _sampled_logps: Tensor | None = None  # (B, C) of what was just sampled, where they are wanted
+    _encoding: Encoding | None = None  # of what was just sampled for, where the loss can use it
     _old_logps: Tensor | None = None  # (B,) of the loss, where its own pass is to write them
     _entropy_bonus_enabled = False  # GRPO sets it per run: only then does entropy need gradients
 
@@ -376,6 +378,7 @@ class _Seq2SeqMixin:
         input_ids = pad(rows, padding_value=self._tokenizer.pad_token_id, **padding)  # (B, P)
         attention_mask = pad([torch.ones_like(row) for row in rows], padding_value=0, **padding)
         prefix = input_ids.new_tensor(self._decoder_prefix).expand(len(rows), -1)  # (B, D)
+        is_encoded_for_loss = self._is_encoded_for_loss
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -384,10 +387,45 @@ class _Seq2SeqMixin:
             ) as model,
             self.accelerator.autocast(),  # sampled in the precision that it is scored in
         ):
-            tokens, logps = sample_completions(
-                model, input_ids, attention_mask, prefix, self.generation_config, self.temperature
-            )
+            if is_encoded_for_loss:
+                self._encoding = encode(model, input_ids, attention_mask)
+            with encoded_before(model, self._encoding):
+                tokens, logps = sample_completions(
+                    model,
+                    input_ids,
+                    attention_mask,
+                    prefix,
+                    self.generation_config,
+                    self.temperature,
+                )
         return _until_end(tokens, self.eos_token_ids), logps
+
+    @property
+    def _is_encoded_for_loss(self) -> bool:
+        """Whether the loss takes what sampling encoded, with its gradients, and encodes nothing.
+
+        Weights do not change between the two where a batch is sampled for one batch of the loss.
+        Checkpointed activations are not to be kept so long.
+        """
+        own = self.accelerator.unwrap_model(self.model)
+        is_alone = self.model.training and self.args.steps_per_generation == 1
+        return is_alone and torch.is_grad_enabled() and not own.is_activation_checkpointing
+
+    def _encoding_for(self, model: PreTrainedModel | PeftModel) -> Encoding | None:
+        """Return what sampling encoded, where the model that is to score encodes the same.
+
+        That is the loss, once: then weights change. And the KL anchor, if the encoder has no part
+        in training.
+        """
+        encoding = self._encoding
+        if torch.is_grad_enabled():
+            self._encoding = None
+        elif encoding is not None:
+            parts = model.get_encoder().modules()
+            is_adapted = any(isinstance(part, BaseTunerLayer) for part in parts)
+            if encoding.hidden.requires_grad or is_adapted:
+                return None
+        return encoding
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -412,7 +450,12 @@ class _Seq2SeqMixin:
             return sampled * attention_mask[:, -logits_to_keep:], None, None
         prompt_tokens = input_ids.size(1) - logits_to_keep
         rows = torch.stack([input_ids, attention_mask], dim=1)  # (B, 2, P + C)
-        with encode_once(self.accelerator.unwrap_model(model)), self.accelerator.autocast():
+        own = self.accelerator.unwrap_model(model)
+        with (
+            encoded_before(own, self._encoding_for(own)),
+            encode_once(own),
+            self.accelerator.autocast(),
+        ):
             scores = []
             for chunk in rows.split(batch_size or len(rows)):
                 prompts, completions = chunk.tensor_split([prompt_tokens], dim=2)

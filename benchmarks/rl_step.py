@@ -233,18 +233,18 @@ def least_operations(
     Weights count 2 operations a token each (multiply, add); the softmax's products of keys and
     queries are left out, a few percent. A pass backward through frozen weights costs as much as
     one forward, since only what flows to the adapters is needed. Each product is encoded for
-    sampling, for the loss (forward and backward) and for the anchor; each query's tokens go through
-    the decoder and the head for the same three, and once more through BERT with their product, of
-    whose last layer all but keys and values is for the first token alone.
+    sampling and the loss together, backward, and for the anchor; each query's tokens go through the
+    decoder and the head for sampling, for the loss (forward and backward) and for the anchor, and
+    once through BERT with their product, of whose last layer all but keys and values is for the
+    first token alone.
     """
     (width, inner, layers), vocabulary = generator, 32_128
     encoder_weights = layers * (4 * width**2 + 2 * width * inner)
     decoder_weights = layers * (6 * width**2 + 2 * width * inner) + width * vocabulary
     keys_and_values = layers * 2 * width**2  # of the encoded product, once a product
     queries = products * group
-    passes = 4  # sampling; loss forward and backward; anchor
-    encoder = passes * 2 * products * PROMPT_TOKENS * (encoder_weights + keys_and_values)
-    decoder = passes * 2 * queries * QUERY_TOKENS * decoder_weights
+    encoder = 3 * 2 * products * PROMPT_TOKENS * (encoder_weights + keys_and_values)
+    decoder = 4 * 2 * queries * QUERY_TOKENS * decoder_weights
     width, inner, layers = retriever
     keys_and_values, rest = 2 * width**2, 2 * width**2 + 2 * width * inner  # of a layer of BERT
     layer = keys_and_values + rest

@@ -49,9 +49,8 @@ GROUP = [PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[1]] * 2  # 3 distinct promp
 
 
 def lora(**options: Any) -> LoraConfig:
-    return LoraConfig(
-        task_type="SEQ_2_SEQ_LM", r=4, target_modules="all-linear", lora_dropout=0.1, **options
-    )
+    defaults = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.1}
+    return LoraConfig(task_type="SEQ_2_SEQ_LM", **(defaults | options))
 
 
 def batch(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,9 +191,11 @@ def test_a_step_encodes_each_distinct_prompt_once_per_pass(family, tmp_path):
     for model in (trainer.model, trainer.ref_model):
         count_rows(first_encoder_layer(model), encoded)
     trainer.train()
-    # 8 rows of 2 prompts: sampling, reference scores, and the loss. Old scores come from sampling.
-    assert encoded == [2, 2, 2]
+    # 8 rows of 2 prompts: for sampling and the loss, and for the reference. Old scores come from
+    # sampling.
+    assert encoded == [2, 2]
     assert not trainer.model.get_encoder()._forward_pre_hooks  # nothing left behind
+    assert "forward" not in vars(trainer.model.get_encoder())
     assert not any(module._forward_hooks for module in trainer.model.get_decoder().modules())
 
     prompts, _, _ = trainer._tokenize_prompts(GROUP)
@@ -233,6 +234,58 @@ def test_sharing_the_encoder_changes_neither_scores_nor_gradients(
     without = trainer._sample(prompts)
     assert with_sharing[0] == without[0]
     torch.testing.assert_close(with_sharing[1], without[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class"),
+    [(Seq2SeqRLOOTrainer, RLOOConfig), (Seq2SeqGRPOTrainer, GRPOConfig)],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_sampling_encoded_trains_as_a_pass_of_its_own_does(
+    trainer_class, config_class, family, tmp_path, monkeypatch
+):
+    # Not Adam: it makes a whole step of a gradient that is nothing but rounding.
+    options = {"max_steps": 3, "num_iterations": 2, "beta": 0.05, "optim": "sgd"}
+
+    def weights_after_training(name: str) -> dict[str, torch.Tensor]:
+        adapter = None if family == "bart" else lora()  # of one family all weights are trained
+        trainer = build_trainer(
+            build_model(family),
+            tmp_path / name,
+            trainer_class,
+            config_class,
+            {"peft_config": adapter},
+            **options,
+        )
+        trainer.train()
+        assert trainer._encoding is None
+        return parameters_of(trainer.model)
+
+    kept = weights_after_training("kept")
+    monkeypatch.setattr(trainer_class, "_is_encoded_for_loss", False)
+    anew = weights_after_training("anew")
+    torch.testing.assert_close(kept, anew, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("modules", "options", "passes"),
+    [
+        ("all-linear", {}, 2),  # for sampling and the loss; for the anchor
+        (r".*decoder.*(\.q|q_proj)", {}, 1),  # the anchor's encoder is the same
+        ("all-linear", {"beta": 0.0}, 1),
+        ("all-linear", {"activation_checkpointing": True}, 3),  # the loss encodes for itself
+        ("all-linear", {"gradient_accumulation_steps": 2}, 5),  # sampling; twice anchor and loss
+    ],
+)
+def test_passes_of_the_encoder_in_a_step(modules, options, passes, tmp_path):
+    adapter = lora(target_modules=modules)
+    trainer = build_trainer(
+        build_model("t5"), tmp_path, options={"peft_config": adapter}, max_steps=1, **options
+    )
+    rows: list[int] = []
+    count_rows(first_encoder_layer(trainer.model), rows)
+    trainer.train()
+    assert len(rows) == passes
 
 
 @pytest.mark.parametrize("family", ["t5", "mt5", "bart", "mbart"])
@@ -277,8 +330,8 @@ def test_below_float32_old_scores_are_a_pass_of_their_own_off_policy(tmp_path):
     rows: list[int] = []
     count_rows(first_encoder_layer(trainer.model), rows)
     trainer.train()
-    # Sampling, old scores, the loss, the loss again; the reference has its own encoder.
-    assert rows == [2, 2, 2, 2]
+    # Sampling and the loss, old scores, the loss again; the reference has its own encoder.
+    assert rows == [2, 2, 2]
 
 
 def test_below_float32_ratios_are_1_on_policy_without_that_pass(tmp_path):
