@@ -72,9 +72,14 @@ class Encoding:
 
 def encode(
     model: PreTrainedModel | PeftModel, input_ids: Tensor, attention_mask: Tensor
-) -> Encoding:
-    """Encode the distinct rows of a batch, both (B, P), with gradients where they are on."""
+) -> Encoding | None:
+    """Encode the distinct rows of a batch, both (B, P), with gradients where they are on.
+
+    None where all differ, which `encode_once` leaves in their order.
+    """
     rows = _beside(input_ids, attention_mask).unique(dim=0)
+    if len(rows) == len(input_ids):
+        return None
     input_ids, attention_mask = rows.chunk(2, dim=1)
     encoder = model.get_encoder()
     output = encoder(input_ids=input_ids, attention_mask=attention_mask)
@@ -85,8 +90,8 @@ def encode(
 def encoded_before(model: PreTrainedModel | PeftModel, encoding: Encoding | None) -> Iterator[None]:
     """Let the encoder answer with `encoding`, inside this context, to the rows it was made of.
 
-    Other rows are encoded as ever. Around `encode_once`, which asks for distinct rows in the order
-    of `encode` wherever some are equal. The weights must be those that `encoding` was made with.
+    Other rows are encoded as ever. Goes around `encode_once`, which asks for distinct rows in the
+    order of `encode`. The weights must be those that `encoding` was made with.
     """
     encoder = model.get_encoder()
     if encoding is None:

@@ -267,6 +267,19 @@ def test_what_sampling_encoded_trains_as_a_pass_of_its_own_does(
     torch.testing.assert_close(kept, anew, atol=1e-6, rtol=1e-5)
 
 
+def test_prompts_that_all_differ_are_not_encoded_twice(tmp_path):
+    # As on each of as many processes as a group has completions.
+    trainer = build_trainer(build_model("t5"), tmp_path)
+    rows: list[int] = []
+    count_rows(first_encoder_layer(trainer.model), rows)
+    sample(trainer, PROMPTS)
+    assert trainer._encoding is None
+    assert rows == [4]
+    sample(trainer, PROMPTS * 2)
+    assert trainer._encoding is not None
+    assert rows == [4, 4]
+
+
 @pytest.mark.parametrize(
     ("modules", "options", "passes"),
     [
