@@ -46,6 +46,7 @@ from agr_trl.config import (
 from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
 from agr_trl.evaluation import RANKING_METRICS, Metrics, score_candidates
+from agr_trl.files import read_json, write_json, write_parquet
 from agr_trl.generator import (
     judged_query_pairs,
     load_generator,
@@ -61,15 +62,7 @@ from agr_trl.query_files import read_queries, write_query_files
 from agr_trl.relevance import EmbeddingScorer, Teacher, load_relevance_scorer
 from agr_trl.retriever import Retriever, check_best_metric, dev_metrics, retriever_trainer
 from agr_trl.rewards import excess_loss
-from agr_trl.runtime import (
-    exclusive,
-    is_main_process,
-    read_json,
-    stopwatch,
-    wait_for_everyone,
-    write_json,
-    write_parquet,
-)
+from agr_trl.runtime import exclusive, is_main_process, stopwatch, wait_for_everyone
 from agr_trl.search import BM25Index, score_distinct
 from agr_trl.seq2seq_trainer import check_arguments, refuse_sharding
 from agr_trl.stages import (

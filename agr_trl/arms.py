@@ -39,10 +39,11 @@ from agr_trl.data import RelevanceDataset
 from agr_trl.data.splits import fold_queries, split_queries
 from agr_trl.errors import UserError
 from agr_trl.evaluation import score_candidates
+from agr_trl.files import read_json, write_json
 from agr_trl.pretraining import new_or_loaded_retriever
 from agr_trl.relevance import LSA, EmbeddingScorer, LsaScorer, load_relevance_scorer
 from agr_trl.retriever import Retriever
-from agr_trl.runtime import exclusive, read_json, start, write_json
+from agr_trl.runtime import exclusive, start
 from agr_trl.search import BM25Index, Scorer
 from agr_trl.stages import begin_run_folder, load_dataset
 

@@ -7,6 +7,7 @@ from typing import Any
 from agr_trl import report_text
 from agr_trl.comparison_charts import Bars, Estimate, Forest, arm_charts, difference_bars, forest
 from agr_trl.errors import UserError
+from agr_trl.files import read_json, write_text
 from agr_trl.report import (
     PAGE_COLUMNS,
     finished_at,
@@ -19,7 +20,6 @@ from agr_trl.report import (
     shown_path,
 )
 from agr_trl.report_text import GLOSSARY, metric_name
-from agr_trl.runtime import read_json, write_text
 
 Evidence = Mapping[str, Any]
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
 from agr_trl.errors import UserError
-from agr_trl.runtime import shows_progress
-from agr_trl.trackers import check_trackers, tracked_name
+from agr_trl.terminal import shows_progress
+
+LIBRARIES = ("transformers.", "trl.")  # whose dataclasses of settings are used as they are
 
 # Of a job of several stages; a stage's own library would take them too.
 NEVER_IN_A_SECTION = (
@@ -611,6 +612,37 @@ def _read_mapping(name: str, text: str) -> dict[str, Any]:
     return mapping
 
 
+def _check_trackers(report_to: str | list[str] | None) -> None:
+    """Raise `UserError` for a tracker that Trainer does not know or that is not installed."""
+    names = [report_to] if isinstance(report_to, str) else report_to or []
+    if not set(names) - {"none", "all"}:
+        return
+    from transformers.integrations.integration_utils import (  # torch
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+    for name in names:
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(["none", *sorted(INTEGRATION_TO_CALLBACK)])
+            raise UserError(f"`report_to` names `{name}`; known are {known}")
+        if name not in get_available_reporting_integrations():
+            raise UserError(
+                f"`report_to` names `{name}`, which is not installed; run `pip install {name}`, "
+                "or use `none`"
+            )
+
+
+def tracked_name(output_dir: str) -> str:
+    """Return what trackers call a training, from where it writes: `demo/round_01/retriever`.
+
+    Left to itself a tracker makes a name up, and another for the evaluation after the training.
+    """
+    return "/".join(Path(output_dir).absolute().parts[-3:]).removesuffix("_checkpoints")
+
+
 class _RecipeParser(HfArgumentParser):
     """HF's parser, which knows how dataclass types become arguments, with errors of one line."""
 
@@ -678,7 +710,7 @@ class _RecipeParser(HfArgumentParser):
             self.error(f"`{left_over[0]}` belongs to no setting")
         values = vars(namespace)
         if isinstance(trackers := values.get("report_to"), list):
-            check_trackers(trackers)
+            _check_trackers(trackers)
             values["report_to"] = trackers if len(trackers) > 1 else trackers[0]
         return values, sorted(given)
 
@@ -726,7 +758,7 @@ class Stage:
             names = {f.name for f in fields(dataclass_type)}
             if issubclass(dataclass_type, HubArguments):
                 shown -= names
-            elif not issubclass(dataclass_type, TrainingArguments):
+            elif not dataclass_type.__module__.startswith(LIBRARIES):
                 shown |= names
         return {
             name: value

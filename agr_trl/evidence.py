@@ -21,8 +21,8 @@ from agr_trl.acceptance import query_statistics
 from agr_trl.config import ARMS
 from agr_trl.errors import UserError
 from agr_trl.evaluation import ScoredCandidates
+from agr_trl.files import read_json
 from agr_trl.report_text import metric_name, number, signed
-from agr_trl.runtime import read_json
 from agr_trl.significance import (
     Fold,
     Interval,

@@ -36,10 +36,10 @@ from agr_trl.loading import (
     load_tokenizer,
     resolve_model_name,
 )
-from agr_trl.runtime import progress
 from agr_trl.sampling import GREEDY, sample_completions
 from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout, refuse_sharding
 from agr_trl.small_models import build_small_t5
+from agr_trl.terminal import progress
 from agr_trl.word_matches import words
 
 logger = logging.getLogger(__name__)

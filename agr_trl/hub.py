@@ -22,6 +22,7 @@ from agr_trl.adversarial import QUERIES_FILE, AdversarialRun
 from agr_trl.app import open_run, require_gradio, table_contents
 from agr_trl.config import HubArguments, as_yaml
 from agr_trl.errors import UserError
+from agr_trl.files import read_json
 from agr_trl.generator import ADAPTER_CONFIG, save_merged_generator
 from agr_trl.hub_repository import (
     Files,
@@ -41,7 +42,7 @@ from agr_trl.model_cards import (
     retriever_card,
     space_card,
 )
-from agr_trl.runtime import is_main_process, read_json
+from agr_trl.runtime import is_main_process
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from agr_trl import report_text
 from agr_trl.charts import Chart, round_charts, training_charts
 from agr_trl.config import as_yaml
 from agr_trl.errors import UserError
+from agr_trl.files import read_json
 from agr_trl.loading import PACKAGED_MINILM
 from agr_trl.query_files import read_queries
 from agr_trl.report import (
@@ -35,7 +36,6 @@ from agr_trl.report import (
     template_environment,
 )
 from agr_trl.report_text import DEV_WARNING, metric_name, visible
-from agr_trl.runtime import read_json
 
 RETRIEVER_KEYS = (
     *("pr_auc", "roc_auc", "f1", "log_loss"),

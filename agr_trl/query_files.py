@@ -13,8 +13,9 @@ from accelerate.utils import set_seed
 from agr_trl.config import SamplingArguments
 from agr_trl.data.tables import as_frame, open_parquet, reject
 from agr_trl.errors import UserError
+from agr_trl.files import write_parquet
 from agr_trl.generator import load_generator, sample_queries
-from agr_trl.runtime import wait_for_everyone, write_parquet
+from agr_trl.runtime import wait_for_everyone
 
 logger = logging.getLogger(__name__)
 

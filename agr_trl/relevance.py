@@ -17,8 +17,8 @@ from sklearn.preprocessing import StandardScaler
 
 from agr_trl.errors import UserError
 from agr_trl.loading import LOADING_ERRORS, brief, resolve_model_name
-from agr_trl.runtime import shows_progress
 from agr_trl.search import Scorer, score_distinct
+from agr_trl.terminal import shows_progress
 from agr_trl.word_matches import WordMatches, telling_words
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from agr_trl import report_text
 from agr_trl.charts import round_charts, training_charts
 from agr_trl.errors import UserError
 from agr_trl.evaluation import METRIC_DEFINITION
+from agr_trl.files import read_json, write_text
 from agr_trl.query_files import read_queries
 from agr_trl.report_text import DEV_WARNING, GLOSSARY, LOWER_IS_BETTER, metric_name
-from agr_trl.runtime import read_json, write_text
 
 Metrics = Mapping[str, Any]
 

@@ -36,8 +36,8 @@ from agr_trl.evaluation import PairMetrics, ranking_means, ranking_per_query
 from agr_trl.frozen_linear import frozen_linear
 from agr_trl.loading import load_config, load_model, load_tokenizer, resolve_model_name
 from agr_trl.losses import trainer_relevance_loss
-from agr_trl.runtime import progress
 from agr_trl.small_models import build_small_bert
+from agr_trl.terminal import progress
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,7 @@
-"""What every recipe needs around its work: logging, processes, seeds, files, errors as one line."""
+"""What every recipe needs around its work: logging, processes, seeds, errors as one line."""
 
 import errno
 import gc
-import json
 import logging
 import os
 import platform
@@ -12,34 +11,30 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
-import pandas as pd
 import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from filelock import FileLock, Timeout
-from huggingface_hub import get_token
 from torch import distributed
-from tqdm.auto import tqdm
 from transformers import Trainer
 
 from agr_trl.errors import UserError
 from agr_trl.report_text import visible
+from agr_trl.terminal import shows_progress, terminal_text
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 LONGEST_WAIT = timedelta(hours=3)  # for what the main process alone does, such as an evaluation
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # what the Hub hands out
 
 
 def run_recipe(main: Callable[[], None]) -> None:
@@ -92,17 +87,6 @@ def _is_full_disk(error: BaseException | None) -> bool:
     return False
 
 
-def terminal_text(text: str) -> str:
-    """Return a text as it may be shown: control characters written out, tokens of the Hub not.
-
-    A product's text could else colour, hide or overwrite what stands around it. Line breaks stay.
-    """
-    shown = "\n".join(map(visible, text.split("\n")))
-    if token := get_token():
-        shown = shown.replace(token, "***")
-    return _TOKEN.sub("***", shown)
-
-
 class _LineFormatter(logging.Formatter):
     """One line a message, as a terminal may show it."""
 
@@ -151,20 +135,6 @@ def start(seed: int) -> None:
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # bm25s sets itself to DEBUG
     set_seed(seed)
     logger.info("%d process(es), commit %s", state.num_processes, commit())
-
-
-def shows_progress() -> bool:
-    """Whether progress bars are drawn: on a terminal, by one process; a log file gets none.
-
-    Asks the launcher's RANK, since `PartialState` would choose a device for who only scores.
-    """
-    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
-
-
-def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """Iterate with a progress bar, where one is shown and it takes more than a second."""
-    bar = {"disable": not shows_progress(), "delay": 1, "leave": False}
-    return tqdm(items, desc=description, total=total, **bar)
 
 
 def is_main_process() -> bool:
@@ -241,46 +211,6 @@ def versions() -> dict[str, str]:
         "numpy",
     )
     return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either absent (or old) or whole: temporary file, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)  # half a file, where the disk was full
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, with stable formatting; NaN is refused since JSON has none."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def write_parquet(path: Path, table: pd.DataFrame) -> None:
-    """Write a table without its index under another name, then rename it: absent, old or whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        table.to_parquet(file, index=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; `UserError` names the file when it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"`{path}` is not valid JSON ({error}); remove it to have it made again"
-        ) from error
 
 
 @contextmanager

@@ -20,14 +20,8 @@ from scipy.special import expit
 
 from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
-from agr_trl.runtime import (
-    is_main_process,
-    progress,
-    read_json,
-    shows_progress,
-    wait_for_everyone,
-    write_json,
-)
+from agr_trl.files import read_json, write_json
+from agr_trl.terminal import progress, shows_progress
 
 
 def _import_bm25s() -> Any:
@@ -219,6 +213,8 @@ def load_index(documents: Sequence[str], folder: str | None = None) -> BM25Index
     """
     if folder is None:
         return BM25Index(documents)
+    from agr_trl.runtime import is_main_process, wait_for_everyone  # torch, which few here need
+
     is_there = Path(folder).is_dir()
     wait_for_everyone()
     if not is_there and is_main_process():

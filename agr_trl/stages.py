@@ -26,6 +26,7 @@ from agr_trl.config import (
 )
 from agr_trl.data import RelevanceDataset, load_relevance_dataset
 from agr_trl.errors import UserError
+from agr_trl.files import read_json, write_json, write_text
 from agr_trl.generator import generator_lora
 from agr_trl.relevance import EmbeddingScorer, Teacher
 from agr_trl.retriever import Retriever
@@ -35,12 +36,9 @@ from agr_trl.runtime import (
     hardware,
     is_main_process,
     last_checkpoint,
-    read_json,
     versions,
     wait_for_everyone,
     without_times,
-    write_json,
-    write_text,
 )
 from agr_trl.search import BM25Index, Scorer
 from agr_trl.seq2seq_trainer import Seq2SeqRLOOTrainer

@@ -19,7 +19,8 @@ from accelerate.utils import broadcast_object_list
 from agr_trl.adversarial import AdversarialRun
 from agr_trl.config import Recipe, SweepArguments
 from agr_trl.errors import UserError
-from agr_trl.runtime import exclusive, is_main_process, read_json, wait_for_everyone, write_json
+from agr_trl.files import read_json, write_json
+from agr_trl.runtime import exclusive, is_main_process, wait_for_everyone
 from agr_trl.stages import FREE_SETTINGS, begin_run_folder, load_dataset
 
 logger = logging.getLogger(__name__)

@@ -1,42 +1,13 @@
-"""Experiment trackers (`report_to`): is one there, where its files go, the queries as text."""
+"""Experiment trackers (`report_to`): where their files go, the queries as text."""
 
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.integrations.integration_utils import (
-    INTEGRATION_TO_CALLBACK,
-    TensorBoardCallback,
-    get_available_reporting_integrations,
-)
-
-from agr_trl.errors import UserError
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 QUERIES_SHOWN = 32
-
-
-def check_trackers(report_to: str | list[str] | None) -> None:
-    """Raise `UserError` for a tracker that Trainer does not know or that is not installed."""
-    for name in [report_to] if isinstance(report_to, str) else report_to or []:
-        if name in ("none", "all"):
-            continue
-        if name not in INTEGRATION_TO_CALLBACK:
-            known = ", ".join(["none", *sorted(INTEGRATION_TO_CALLBACK)])
-            raise UserError(f"`report_to` names `{name}`; known are {known}")
-        if name not in get_available_reporting_integrations():
-            raise UserError(
-                f"`report_to` names `{name}`, which is not installed; run `pip install {name}`, "
-                "or use `none`"
-            )
-
-
-def tracked_name(output_dir: str) -> str:
-    """Return what trackers call a training, from where it writes: `demo/round_01/retriever`.
-
-    Left to itself a tracker makes a name up, and another for the evaluation after the training.
-    """
-    return "/".join(Path(output_dir).absolute().parts[-3:]).removesuffix("_checkpoints")
 
 
 def keep_tensorboard(trainer: Any) -> None:

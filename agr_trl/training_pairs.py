@@ -1,6 +1,7 @@
 """What the retriever learns from: judged pairs, accepted generated queries, and mined negatives."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -8,8 +9,10 @@ import pandas as pd
 from agr_trl.config import LoopArguments, RetrieverArguments
 from agr_trl.data import RelevanceDataset
 from agr_trl.negatives import mine_negatives
-from agr_trl.relevance import RelevanceScorer, Teacher
 from agr_trl.search import BM25Index, Scorer
+
+if TYPE_CHECKING:
+    from agr_trl.relevance import RelevanceScorer, Teacher
 
 COLUMNS = ["query", "document", "label", "source"]
 
@@ -66,8 +69,8 @@ def synthetic_pairs(
     index: BM25Index,
     args: LoopArguments,
     margin: float | None,
-    relevance: RelevanceScorer,
-    teacher: Teacher,
+    relevance: "RelevanceScorer",
+    teacher: "Teacher",
     seed: int,
 ) -> pd.DataFrame:
     """Return accepted queries with their products and mined negatives, columns as `gold_pairs`.
@@ -118,7 +121,7 @@ def synthetic_pairs(
 
 
 def synthetic_labels(
-    queries: Sequence[str], documents: Sequence[str], args: LoopArguments, teacher: Teacher
+    queries: Sequence[str], documents: Sequence[str], args: LoopArguments, teacher: "Teacher"
 ) -> np.ndarray:
     """Return the labels of generated queries with their own products, (N,) in [0, 1]."""
     return teacher.probability(queries, documents) if args.soft_labels else np.ones(len(queries))

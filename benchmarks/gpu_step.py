@@ -35,8 +35,9 @@ from trl import RLOOConfig
 
 from agr_trl import Retriever, Seq2SeqRLOOTrainer, sampling, seq2seq_trainer
 from agr_trl.config import RewardArguments
+from agr_trl.files import write_json
 from agr_trl.rewards import RetrieverLossReward
-from agr_trl.runtime import commit, hardware, run_recipe, write_json
+from agr_trl.runtime import commit, hardware, run_recipe
 
 PRODUCTS, GROUP, PROMPT_TOKENS, QUERY_TOKENS = 16, 16, 128, 16
 STEPS = 8  # after two that do not count

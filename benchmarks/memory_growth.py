@@ -16,7 +16,8 @@ from inputs import write_inputs
 from measure import PROMPT_TOKENS
 from run import run_once
 
-from agr_trl.runtime import commit, hardware, run_recipe, write_json
+from agr_trl.files import write_json
+from agr_trl.runtime import commit, hardware, run_recipe
 
 GROUPS = (4, 8, 16, 32)
 PROMPTS = (32, 64, 128, 256)  # tokens

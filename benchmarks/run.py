@@ -29,7 +29,8 @@ from environments import PROJECT, python_of
 from inputs import write_inputs
 from make_full_size_wands import write_full_size_wands
 
-from agr_trl.runtime import commit, hardware, read_json, run_recipe, write_json
+from agr_trl.files import read_json, write_json
+from agr_trl.runtime import commit, hardware, run_recipe
 
 HERE = Path(__file__).parent
 WORKS = ("rl_step", "write_queries", "score_pairs", "train_retriever", "search", "load_data")

@@ -18,7 +18,8 @@ from statistics import median
 import rl_step
 from inputs import write_inputs
 
-from agr_trl.runtime import commit, hardware, run_recipe, write_json
+from agr_trl.files import write_json
+from agr_trl.runtime import commit, hardware, run_recipe
 
 WAYS = {"one process, one core": (1, 1), "one process, two cores": (1, 2), "two processes": (2, 1)}
 

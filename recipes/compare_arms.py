@@ -13,7 +13,8 @@ from agr_trl.arms import run_arms
 from agr_trl.comparison_report import write_comparison_report
 from agr_trl.config import ComparisonArguments, parse_recipe
 from agr_trl.evidence import build_evidence, evidence_table
-from agr_trl.runtime import read_json, run_recipe, start, write_json
+from agr_trl.files import read_json, write_json
+from agr_trl.runtime import run_recipe, start
 
 SECTIONS = LOOP_SECTIONS | {"": (*LOOP_SECTIONS[""], ComparisonArguments)}
 

@@ -15,9 +15,10 @@ from scipy.special import logit
 
 from agr_trl.config import DataArguments, parse_recipe
 from agr_trl.evaluation import METRIC_DEFINITION, format_table, score_candidates
+from agr_trl.files import write_json
 from agr_trl.relevance import load_relevance_scorer
 from agr_trl.retriever import Retriever
-from agr_trl.runtime import require_model, run_recipe, start, write_json
+from agr_trl.runtime import require_model, run_recipe, start
 from agr_trl.search import Scorer, load_index
 from agr_trl.stages import load_dataset
 

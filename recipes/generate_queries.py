@@ -19,15 +19,9 @@ from agr_trl.config import (
     parse_recipe,
 )
 from agr_trl.data import files_fingerprint, stream_prompts
+from agr_trl.files import write_text
 from agr_trl.query_files import write_query_files
-from agr_trl.runtime import (
-    is_main_process,
-    require_model,
-    run_recipe,
-    start,
-    wait_for_everyone,
-    write_text,
-)
+from agr_trl.runtime import is_main_process, require_model, run_recipe, start, wait_for_everyone
 from agr_trl.stages import load_dataset, refuse_other_settings
 
 SECTIONS = {"": (RunArguments, DataArguments, QueryFileArguments)}

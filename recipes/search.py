@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from agr_trl.config import DataArguments, parse_recipe
 from agr_trl.errors import UserError
 from agr_trl.retriever import Retriever
-from agr_trl.runtime import require_model, run_recipe, start, terminal_text
+from agr_trl.runtime import require_model, run_recipe, start
 from agr_trl.search import ProductSearch, load_index
 from agr_trl.stages import load_dataset
+from agr_trl.terminal import terminal_text
 
 
 @dataclass

@@ -23,14 +23,7 @@ from agr_trl.generator import load_generator, sample_queries
 from agr_trl.hub import publish_folder, take_hub_settings
 from agr_trl.relevance import load_relevance_scorer
 from agr_trl.retriever import Retriever
-from agr_trl.runtime import (
-    is_main_process,
-    last_checkpoint,
-    require_model,
-    run_recipe,
-    start,
-    terminal_text,
-)
+from agr_trl.runtime import is_main_process, last_checkpoint, require_model, run_recipe, start
 from agr_trl.search import BM25Index
 from agr_trl.stages import (
     acceptance_filter,
@@ -42,6 +35,7 @@ from agr_trl.stages import (
     load_dataset,
     save_log,
 )
+from agr_trl.terminal import terminal_text
 
 
 @dataclass

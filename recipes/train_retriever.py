@@ -11,16 +11,11 @@ from transformers import TrainingArguments
 from agr_trl.bad_numbers import refuse_constant_scores
 from agr_trl.config import DataArguments, RetrieverArguments, parse_recipe
 from agr_trl.evaluation import format_table, score_candidates
+from agr_trl.files import write_json
 from agr_trl.hub import publish_folder, take_hub_settings
 from agr_trl.pretraining import new_or_loaded_retriever
 from agr_trl.retriever import check_best_metric, dev_metrics, retriever_trainer
-from agr_trl.runtime import (
-    is_main_process,
-    run_recipe,
-    start,
-    train_and_evaluate,
-    write_json,
-)
+from agr_trl.runtime import is_main_process, run_recipe, start, train_and_evaluate
 from agr_trl.search import BM25Index
 from agr_trl.stages import begin_run_folder, load_dataset
 from agr_trl.training_pairs import gold_pairs

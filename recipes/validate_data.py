@@ -11,8 +11,10 @@ from pathlib import Path
 
 from agr_trl.config import DataArguments, parse_recipe
 from agr_trl.data.validation import describe_dataset, format_description, readers_warnings
-from agr_trl.runtime import run_recipe, start, terminal_text, write_json
+from agr_trl.files import write_json
+from agr_trl.runtime import run_recipe, start
 from agr_trl.stages import load_dataset
+from agr_trl.terminal import terminal_text
 
 
 @dataclass

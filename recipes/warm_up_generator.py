@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import Seq2SeqTrainingArguments
 
 from agr_trl.config import DataArguments, WarmUpArguments, parse_recipe
+from agr_trl.files import write_json
 from agr_trl.generator import (
     judged_query_pairs,
     new_or_loaded_generator,
@@ -16,13 +17,7 @@ from agr_trl.generator import (
     warm_up_trainer,
 )
 from agr_trl.hub import publish_folder, take_hub_settings
-from agr_trl.runtime import (
-    is_main_process,
-    run_recipe,
-    start,
-    train_and_evaluate,
-    write_json,
-)
+from agr_trl.runtime import is_main_process, run_recipe, start, train_and_evaluate
 from agr_trl.stages import begin_run_folder, load_dataset
 
 SECTIONS = {"": (DataArguments, WarmUpArguments, Seq2SeqTrainingArguments)}

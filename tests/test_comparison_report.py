@@ -23,7 +23,7 @@ from agr_trl.comparison_report import (
     write_comparison_report,
 )
 from agr_trl.errors import UserError
-from agr_trl.runtime import write_json
+from agr_trl.files import write_json
 
 CONTROLS = (
     "supervised",

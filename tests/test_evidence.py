@@ -20,7 +20,7 @@ from agr_trl.evidence import (
     evidence_table,
     primary_table,
 )
-from agr_trl.runtime import write_json
+from agr_trl.files import write_json
 
 CONTROLS = [arm for arm in ARMS if arm != "adversarial"]
 QUERIES = ["red chair", "blue lamp", "oak table", "wool rug"]  # the first two are in fold 0

@@ -33,6 +33,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainingArguments
 from agr_trl import Retriever
 from agr_trl.config import HubArguments, parse_recipe
 from agr_trl.errors import UserError
+from agr_trl.files import read_json, write_json
 from agr_trl.hub import publish_run, take_hub_settings
 from agr_trl.model_cards import (
     fenced,
@@ -44,7 +45,6 @@ from agr_trl.model_cards import (
     read_run,
     retriever_card,
 )
-from agr_trl.runtime import read_json, write_json
 
 SCRIPTS = Path(__file__).parent / "scripts"
 

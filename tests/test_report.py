@@ -11,9 +11,9 @@ from html_pages import BIDI, HOSTILE, page_of
 
 from agr_trl.charts import Line, line_chart, ticks
 from agr_trl.errors import UserError
+from agr_trl.files import read_json, write_json
 from agr_trl.report import sample_rows, summary_table, write_report
 from agr_trl.report_text import duration, metric_name, number, percent, signed, visible
-from agr_trl.runtime import read_json, write_json
 
 
 def metrics_of(pr_auc: float, *, has_ids: bool = True, is_bm25: bool = False) -> dict[str, Any]:

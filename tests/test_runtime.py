@@ -10,22 +10,42 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
-from toy_runs import subprocess_environment
+from toy_runs import subprocess_environment, write_beir
 
 from agr_trl import runtime
 from agr_trl.errors import UserError
+from agr_trl.files import read_json, write_json, write_text
 from agr_trl.runtime import (
     commit,
     exclusive,
     last_checkpoint,
-    read_json,
     require_model,
     run_recipe,
     stopwatch,
     without_times,
-    write_json,
-    write_text,
 )
+
+READ_AND_MINE = """
+import sys
+from agr_trl import load_relevance_dataset
+from agr_trl.config import RetrieverArguments
+from agr_trl.search import BM25Index
+from agr_trl.training_pairs import gold_pairs
+
+dataset = load_relevance_dataset("beir", sys.argv[1])
+args = RetrieverArguments(hard_negatives=1, random_negatives=1)
+assert len(gold_pairs(dataset, BM25Index(dataset.documents), args, None, 0))
+print(sorted({"accelerate", "datasets", "sklearn", "torch", "trl"} & sys.modules.keys()))
+"""
+
+
+def test_reading_data_and_mining_negatives_import_no_large_library(tmp_path):
+    # torch and what brings it take 300 MiB, as much as WANDS itself.
+    command = [sys.executable, "-c", READ_AND_MINE, str(write_beir(tmp_path / "shop"))]
+    answer = subprocess.run(
+        command, env=subprocess_environment(), capture_output=True, text=True, check=True
+    )
+    assert answer.stdout == "[]\n"
 
 
 def fail(error):

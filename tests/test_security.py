@@ -25,7 +25,8 @@ from toy_runs import (
     write_loop_config,
 )
 
-from agr_trl.runtime import run_recipe, start, terminal_text
+from agr_trl.runtime import run_recipe, start
+from agr_trl.terminal import terminal_text
 
 SOURCES = sorted(
     path

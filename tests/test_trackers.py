@@ -19,11 +19,11 @@ from toy_runs import (
     write_loop_config,
 )
 
-from agr_trl import runtime, trackers
-from agr_trl.config import parse_recipe
+from agr_trl import terminal
+from agr_trl.config import parse_recipe, tracked_name
 from agr_trl.errors import UserError
-from agr_trl.runtime import progress, shows_progress
-from agr_trl.trackers import completions_table, tracked_name
+from agr_trl.terminal import progress, shows_progress
+from agr_trl.trackers import completions_table
 
 REPORT = {"report_to": ["tensorboard", "trackio"], "project": "toy"}
 NUMBERS = {"loss", "reward", "rewards/retriever_loss/mean", "rewards/relevance/mean", "kl"}
@@ -144,6 +144,9 @@ def test_the_loop_reports_each_stage_apart(shop, tmp_path, trackio):
 # --- Settings -----------------------------------------------------------------------------------
 
 
+INSTALLED = "transformers.integrations.integration_utils.get_available_reporting_integrations"
+
+
 def report_to(*words):
     sections = load_recipe("train_retriever").SECTIONS
     recipe = parse_recipe(sections, "recipes/train_retriever.py", ["--report_to", *words])
@@ -152,14 +155,14 @@ def report_to(*words):
 
 @pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb", "mlflow"])
 def test_a_tracker_that_is_installed_is_accepted(name, monkeypatch):
-    monkeypatch.setattr(trackers, "get_available_reporting_integrations", lambda: [name, "dvclive"])
+    monkeypatch.setattr(INSTALLED, lambda: [name, "dvclive"])
     assert report_to(name) == name
     assert report_to(name, "dvclive") == [name, "dvclive"]
     assert report_to("none") == "none"
 
 
 def test_other_trackers_are_refused_before_any_work(monkeypatch):
-    monkeypatch.setattr(trackers, "get_available_reporting_integrations", lambda: [])
+    monkeypatch.setattr(INSTALLED, lambda: [])
     with pytest.raises(UserError, match="`wandb`, which is not installed; run `pip install wandb`"):
         report_to("wandb")
     with pytest.raises(UserError, match=r"names `tensorbord`; known are none, .*tensorboard"):
@@ -168,7 +171,7 @@ def test_other_trackers_are_refused_before_any_work(monkeypatch):
 
 def test_several_trackers_come_back_from_a_run_s_config(shop, tmp_path, monkeypatch):
     names = ["tensorboard", "wandb"]
-    monkeypatch.setattr(trackers, "get_available_reporting_integrations", lambda: names)
+    monkeypatch.setattr(INSTALLED, lambda: names)
     sections = load_recipe("train_retriever").SECTIONS
     recipe = parse_recipe(sections, "recipes/train_retriever.py", ["--report_to", *names])
     saved = tmp_path / "config.yaml"
@@ -214,19 +217,19 @@ class Terminal(io.StringIO):
     [(Terminal, "0", True), (Terminal, "1", False), (io.StringIO, "0", False)],
 )
 def test_bars_on_the_main_process_s_terminal_alone(stream, rank, is_shown, monkeypatch):
-    monkeypatch.setattr(runtime.sys, "stderr", stream())
+    monkeypatch.setattr(terminal.sys, "stderr", stream())
     monkeypatch.setenv("RANK", rank)
     clock = iter(range(1000))
     monkeypatch.setattr("tqdm.std.time", lambda: next(clock))  # each look at it a second later
     assert shows_progress() == is_shown
     assert list(progress("abc", "reading letters")) == ["a", "b", "c"]
-    assert ("reading letters" in runtime.sys.stderr.getvalue()) == is_shown
+    assert ("reading letters" in terminal.sys.stderr.getvalue()) == is_shown
     args = parse_recipe(load_recipe("train_retriever").SECTIONS, "recipes/train_retriever.py", [])
     assert args[""].build()[-1].disable_tqdm != is_shown
 
 
 def test_what_is_over_at_once_shows_no_bar(monkeypatch):
-    monkeypatch.setattr(runtime.sys, "stderr", Terminal())
+    monkeypatch.setattr(terminal.sys, "stderr", Terminal())
     monkeypatch.delenv("RANK", raising=False)
     assert list(progress(range(3), "counting")) == [0, 1, 2]
-    assert "counting" not in runtime.sys.stderr.getvalue()
+    assert "counting" not in terminal.sys.stderr.getvalue()

@@ -3,8 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-
-import datasets
+from typing import TYPE_CHECKING
 
 from agr_trl.data.beir import CORPUS_FIELDS, read_text_rows
 from agr_trl.data.dataset import document_text, prompt_text
@@ -12,10 +11,13 @@ from agr_trl.data.pairs import split_files
 from agr_trl.data.tables import parquet_batches, read_json_lines, require_file
 from agr_trl.errors import UserError
 
+if TYPE_CHECKING:
+    import datasets
+
 STREAMED = ("beir", "pairs")
 
 
-def stream_prompts(dataset_format: str, path: str | None) -> datasets.IterableDataset:
+def stream_prompts(dataset_format: str, path: str | None) -> "datasets.IterableDataset":
     """Return rows of product_id, document and prompt, those of `RelevanceDataset.prompts()`.
 
     Reads a BEIR folder's corpus.jsonl, or the documents of pairs in Parquet or JSON Lines; queries
@@ -27,6 +29,8 @@ def stream_prompts(dataset_format: str, path: str | None) -> datasets.IterableDa
             f"`streaming` reads {' and '.join(STREAMED)}, not {dataset_format}; convert the "
             "catalogue, or leave `--streaming` out"
         )
+    import datasets
+
     files = _catalogue_files(dataset_format, path)
     read = _beir_products if dataset_format == "beir" else _pairs_products
     return datasets.IterableDataset.from_generator(read, gen_kwargs={"files": [tuple(files)]})
