@@ -387,8 +387,9 @@ class _Seq2SeqMixin:
             ) as model,
             self.accelerator.autocast(),  # sampled in the precision that it is scored in
         ):
-            if is_encoded_for_loss:
-                self._encoding = encode(model, input_ids, attention_mask)
+            self._encoding = (
+                encode(model, input_ids, attention_mask) if is_encoded_for_loss else None
+            )
             with encoded_before(model, self._encoding):
                 tokens, logps = sample_completions(
                     model,
