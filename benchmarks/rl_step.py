@@ -81,6 +81,7 @@ def agr_trl(
 
     if not shared:
         seq2seq_trainer.encode_once = sampling.encode_once = encode_every_row
+        Seq2SeqRLOOTrainer._is_encoded_for_loss = False
     texts = read(inputs, "catalogue")["long_texts"]
     times = math.ceil(prompt_tokens / PROMPT_TOKENS)
     texts = [" ".join([text] * times) for text in texts[: products * (repeats + 1)]]
