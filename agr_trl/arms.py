@@ -241,7 +241,7 @@ def _embed_catalogue(run: AdversarialRun, folder: Path) -> None:
 
 
 def _missing_lessons(recipe: Recipe, seed: int) -> list[str]:
-    """Return which models have lessons that need no judgement, and a seed has not given them."""
+    """Return which models have lessons that need no judgement, and have not had them for a seed."""
     run_args, _, loop, comparison = recipe[""].build()
     is_new = recipe["retriever"].values["retriever_name_or_path"] == "new"
     has_lesson = {

@@ -615,7 +615,8 @@ def _read_mapping(name: str, text: str) -> dict[str, Any]:
 def _check_trackers(report_to: str | list[str] | None) -> None:
     """Raise `UserError` for a tracker that Trainer does not know or that is not installed."""
     names = [report_to] if isinstance(report_to, str) else report_to or []
-    if not set(names) - {"none", "all"}:
+    names = [name for name in names if name not in ("none", "all")]
+    if not names:
         return
     from transformers.integrations.integration_utils import (  # torch
         INTEGRATION_TO_CALLBACK,
@@ -623,8 +624,6 @@ def _check_trackers(report_to: str | list[str] | None) -> None:
     )
 
     for name in names:
-        if name in ("none", "all"):
-            continue
         if name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(["none", *sorted(INTEGRATION_TO_CALLBACK)])
             raise UserError(f"`report_to` names `{name}`; known are {known}")

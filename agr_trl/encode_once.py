@@ -93,11 +93,11 @@ def encoded_before(model: PreTrainedModel | PeftModel, encoding: Encoding | None
     Other rows are encoded as ever. Goes around `encode_once`, which asks for distinct rows in the
     order of `encode`. The weights must be those that `encoding` was made with.
     """
-    encoder = model.get_encoder()
     if encoding is None:
         yield
         return
-    own = encoder.forward
+    encoder = model.get_encoder()
+    own, replaced = encoder.forward, vars(encoder).get("forward")  # by accelerate, for one
 
     def forward(input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
         if torch.equal(_beside(input_ids, attention_mask), encoding.rows):
@@ -109,6 +109,8 @@ def encoded_before(model: PreTrainedModel | PeftModel, encoding: Encoding | None
         yield
     finally:
         del encoder.forward
+        if replaced is not None:
+            encoder.forward = replaced
 
 
 def _beside(input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -378,7 +378,7 @@ class _Seq2SeqMixin:
         input_ids = pad(rows, padding_value=self._tokenizer.pad_token_id, **padding)  # (B, P)
         attention_mask = pad([torch.ones_like(row) for row in rows], padding_value=0, **padding)
         prefix = input_ids.new_tensor(self._decoder_prefix).expand(len(rows), -1)  # (B, D)
-        is_encoded_for_loss = self._is_encoded_for_loss
+        is_encoded_for_loss = self._is_encoded_for_loss  # asked before checkpointing is paused
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
