@@ -48,13 +48,21 @@ def loss_of(retriever, pairs):
 def test_matching_pairs_by_hand(dataset, monkeypatch):
     pseudo = pd.DataFrame({"product_id": ["p2", "p0"], "query": ["lamp", "red chair"]})
     monkeypatch.setattr(pretraining, "pseudo_queries", lambda *_: pseudo)
-    titles = [title for title, _ in TITLES.values()]
-    pairs = matching_pairs(dataset, 100, seed=0)
-    assert len(pairs) == 4
-    own = pairs[pairs["label"] == 1].set_index("query")["document"]
-    assert own.to_dict() == {"lamp": titles[2], "red chair": titles[0]}
-    others = pairs[pairs["label"] == 0]
-    assert set(others["query"]) == {"lamp", "red chair"} and set(others["document"]) <= set(titles)
+    shares = {  # of "lamp" and of "red chair", moved into [.05, .95]
+        "red wooden chair": {"lamp": 0.05, "red chair": 0.95},
+        "blue metal chair": {"lamp": 0.05, "red chair": 0.5},
+        "red desk lamp": {"lamp": 0.95, "red chair": 0.5},
+        "green floor lamp": {"lamp": 0.95, "red chair": 0.05},
+        "oak dining table": {"lamp": 0.05, "red chair": 0.05},
+        "glass coffee table 120cm": {"lamp": 0.05, "red chair": 0.05},
+    }
+    for seed in range(5):
+        pairs = matching_pairs(dataset, 100, seed)
+        assert sorted(pairs["query"]) == ["lamp", "lamp", "red chair", "red chair"]
+        for query, document, label in pairs.itertuples(index=False):
+            assert label == pytest.approx(shares[document][query])
+        met = set(zip(pairs["query"], pairs["document"], strict=True))
+        assert met > {("lamp", "red desk lamp"), ("red chair", "red wooden chair")}
     assert len(matching_pairs(dataset, 2, seed=0)) == 2
 
 
@@ -62,7 +70,9 @@ def test_matching_pairs_hold_the_products_own_words(dataset):
     titles = [title for title, _ in TITLES.values()]
     pairs = matching_pairs(dataset, 10_000, seed=0)
     assert len(pairs) == 2 * 10 * len(titles)
-    matching = pairs[pairs["label"] == 1]
+    assert pairs["label"].between(0.05 - 1e-9, 0.95 + 1e-9).all()
+    matching = pairs[pairs["label"] > 0.94]
+    assert len(matching) >= 10 * len(titles)  # each with its own title, and some fit another too
     for query, title in zip(matching["query"], matching["document"], strict=True):
         assert set(query.split()) <= set(title.split())
     assert pairs.equals(matching_pairs(dataset, 10_000, seed=0))
@@ -81,24 +91,20 @@ def test_near_misses_are_among_the_other_titles(dataset, monkeypatch):
     def near(share):
         monkeypatch.setattr(pretraining, "NEAR_MISSES", share)
         pairs = matching_pairs(dataset, 10_000, seed=0)
-        others = pairs[pairs["label"] == 0]
-        rows = zip(others["query"].map(set_of), others["document"].map(set_of), strict=True)
-        return sum(0 < len(query & title) < len(query) for query, title in rows)
-
-    def set_of(text):
-        return set(text.split())
+        return pairs["label"].between(0.06, 0.94).sum()  # some words and not all
 
     assert near(1.0) > 2 * near(0.0)
 
 
-def test_titles_lesson_lowers_the_loss(dataset):
+def test_titles_lesson_finds_the_match_of_words(dataset):
     pairs = matching_pairs(dataset, 10_000, seed=0)
+    wide = replace(settings(200), new_retriever_width=64, new_retriever_layers=2)
     torch.manual_seed(0)
-    before = loss_of(load_retriever(settings(0), dataset.documents), pairs)
+    before = loss_of(load_retriever(wide, dataset.documents), pairs)
     torch.manual_seed(0)
-    retriever = new_or_loaded_retriever(settings(200), dataset, seed=0)
+    retriever = new_or_loaded_retriever(wide, dataset, seed=0)
     assert before == pytest.approx(0.693, abs=0.01)  # ln 2: it knows nothing
-    assert loss_of(retriever, pairs) < before - 0.05
+    assert loss_of(retriever, pairs) < before - 0.2  # labels alone, at their mean, give .03
 
 
 def test_without_steps_there_is_no_lesson(dataset):
