@@ -15,6 +15,7 @@ from agr_trl.errors import UserError
 from agr_trl.losses import relevance_bce
 from agr_trl.pretraining import (
     _near_misses,
+    _teach,
     distillation_pairs,
     matching_pairs,
     new_or_loaded_retriever,
@@ -177,14 +178,23 @@ def test_titles_without_words_teach_nothing(dataset):
         new_or_loaded_retriever(settings(1), blank, seed=0)
 
 
-def test_a_long_lesson_that_found_nothing_is_given_to_another_retriever(
-    dataset, monkeypatch, caplog
-):
-    losses, taught = iter([0.69, 0.3]), []
+def test_a_lesson_tells_how_far_it_is_above_the_entropy_of_its_labels(dataset):
+    pairs = pd.DataFrame({"query": "red lamp", "document": TITLES["p0"][0], "label": [0.05] * 64})
+    torch.manual_seed(0)
+    retriever = load_retriever(settings(0), dataset.documents)
+    # Before its first step it says .5: ln 2 - (-.05 ln .05 - .95 ln .95) = .6931 - .1985
+    assert _teach(retriever, pairs, 1, seed=0) == pytest.approx(0.4946, abs=0.01)
+    torch.manual_seed(0)
+    retriever = load_retriever(settings(0), dataset.documents)
+    assert _teach(retriever, pairs.assign(label=0.5), 1, seed=0) == pytest.approx(0, abs=0.01)
+
+
+def test_a_long_lesson_that_is_stuck_is_given_to_another_retriever(dataset, monkeypatch, caplog):
+    lacking, taught = iter([0.07, 0.01]), []
 
     def teach(retriever, pairs, steps, seed):
         taught.append((weights_of(retriever.model), seed))
-        return next(losses)
+        return next(lacking)
 
     monkeypatch.setattr(pretraining, "_teach", teach)
     retriever = new_or_loaded_retriever(settings(500), dataset, seed=7)
@@ -192,11 +202,13 @@ def test_a_long_lesson_that_found_nothing_is_given_to_another_retriever(
     assert [seed for _, seed in taught] == [7, 8]
     assert any(not first[name].equal(second[name]) for name in first)
     assert all(value.equal(second[name]) for name, value in weights_of(retriever.model).items())
+    assert "it ended 0.07 nats above the least; another one learns" in caplog.text
 
-    losses = iter([0.69])  # a short one is not expected to find it
+    caplog.clear()
+    lacking = iter([0.07])  # a short one is not expected to find it
     new_or_loaded_retriever(settings(499), dataset, seed=7)
-    assert "knows nothing" not in caplog.text
-    losses = iter([0.69] * 3)
+    assert "matches words poorly" not in caplog.text and "another one" not in caplog.text
+    lacking = iter([0.07] * 3)
     new_or_loaded_retriever(settings(500), dataset, seed=7)
-    assert next(losses, None) is None
-    assert "knows nothing; raise `new_retriever_steps`" in caplog.text
+    assert next(lacking, None) is None
+    assert "matches words poorly after 500 steps, 0.07 nats above the least loss" in caplog.text
