@@ -158,7 +158,8 @@ class RetrieverArguments:
     new_retriever_width: int = field(default=128, metadata={"help": "Width of a 'new' BERT"})
     new_retriever_layers: int = field(default=3, metadata={"help": "Layers of a 'new' BERT"})
     new_retriever_steps: int = field(
-        default=600, metadata={"help": "Self-supervised steps of a 'new' BERT before any judgement"}
+        default=1_000,
+        metadata={"help": "Self-supervised steps of a 'new' BERT before any judgement"},
     )
 
     def __post_init__(self) -> None:

@@ -10,7 +10,6 @@ import tempfile
 import numpy as np
 import pandas as pd
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
 from scipy.stats import bernoulli, rankdata
 from transformers import TrainingArguments
 
@@ -71,7 +70,8 @@ def new_or_loaded_retriever(
     logger.warning(
         "the new retriever matches words poorly after %d steps, %.2f nats above the least loss; "
         "raise `new_retriever_steps`, or start from pretrained weights",
-        *(steps, lacking),
+        steps,
+        lacking,
     )
     return retriever
 
@@ -96,19 +96,19 @@ def matching_pairs(dataset: RelevanceDataset, size: int, seed: int) -> pd.DataFr
     missed = _near_misses(pseudo["query"], titles, generator)
     is_near = (missed >= 0) & (generator.random(len(pseudo)) < NEAR_MISSES)
     others[is_near] = missed[is_near]
-    frames = [
-        pd.DataFrame({"query": pseudo["query"], "document": [titles[i] for i in rows]})
-        for rows in (positions, others)
-    ]
-    pairs = pd.concat(frames).sample(frac=1, random_state=seed, ignore_index=True)
-    texts = zip(pairs["query"], pairs["document"], strict=True)
-    shares = np.array([_share_of_words(query, title) for query, title in texts])
+    pairs = pd.DataFrame(
+        {
+            "query": [*pseudo["query"], *pseudo["query"]],
+            "document": [titles[row] for row in (*positions, *others)],
+        }
+    ).sample(frac=1, random_state=seed, ignore_index=True)
+    texts = zip(pairs["query"].map(words), pairs["document"].map(words), strict=True)
+    shares = np.array([_share(set(wanted), set(held)) for wanted, held in texts])
     return pairs.assign(label=LABEL_MARGIN + (1 - 2 * LABEL_MARGIN) * shares)
 
 
-def _share_of_words(query: str, title: str) -> float:
-    wanted = set(words(query))
-    return len(wanted & set(words(title))) / len(wanted)
+def _share(wanted: set[str], held: set[str]) -> float:
+    return len(wanted & held) / len(wanted)
 
 
 def _near_misses(
@@ -121,8 +121,7 @@ def _near_misses(
     near = {}
     for query, places in zip(distinct, best, strict=True):
         wanted = set(words(query))
-        shared = [len(wanted & title_words[place]) for place in places]
-        near[query] = places[[0 < count < len(wanted) for count in shared]]
+        near[query] = places[[0 < _share(wanted, title_words[place]) < 1 for place in places]]
     return np.array([generator.choice(near[q]) if len(near[q]) else -1 for q in queries], dtype=int)
 
 
@@ -147,12 +146,11 @@ def _teach(retriever: Retriever, pairs: pd.DataFrame, steps: int, seed: int) -> 
         )
         trainer = retriever_trainer(retriever, args, pairs, pairs.head(64), lambda _: {})
         trainer.train()
-        last = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1]
-        # Each process has logged its own share of the last steps; all must decide alike.
-        loss = broadcast_object_list([last])[0]
+        # Logged losses are means over processes, so all decide alike.
+        logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         # For the precision of the training that follows, as each new TrainingArguments does.
         AcceleratorState._reset_state()
-        return float(loss) - float(bernoulli(pairs["label"]).entropy().mean())
+        return float(logged[-1] - bernoulli(pairs["label"]).entropy().mean())
 
 
 def distillation_pairs(

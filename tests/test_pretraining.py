@@ -212,3 +212,4 @@ def test_a_long_lesson_that_is_stuck_is_given_to_another_retriever(dataset, monk
     new_or_loaded_retriever(settings(500), dataset, seed=7)
     assert next(lacking, None) is None
     assert "matches words poorly after 500 steps, 0.07 nats above the least loss" in caplog.text
+    assert "raise `new_retriever_steps`" in caplog.text
