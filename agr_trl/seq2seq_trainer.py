@@ -42,6 +42,7 @@ from trl.trainer.utils import pad, selective_log_softmax_and_entropy
 
 from agr_trl.encode_once import Encoding, encode, encode_once, encoded_before
 from agr_trl.errors import UserError
+from agr_trl.float32_attention import float32_attention
 from agr_trl.frozen_linear import frozen_linear
 from agr_trl.report_text import visible
 from agr_trl.sampling import GREEDY, sample_completions
@@ -387,9 +388,10 @@ class _Seq2SeqMixin:
             ) as model,
             self.accelerator.autocast(),  # sampled in the precision that it is scored in
         ):
-            self._encoding = (
-                encode(model, input_ids, attention_mask) if is_encoded_for_loss else None
-            )
+            self._encoding = None
+            if is_encoded_for_loss:
+                with float32_attention(model):
+                    self._encoding = encode(model, input_ids, attention_mask)
             with encoded_before(model, self._encoding):
                 tokens, logps = sample_completions(
                     model,
@@ -453,9 +455,10 @@ class _Seq2SeqMixin:
         rows = torch.stack([input_ids, attention_mask], dim=1)  # (B, 2, P + C)
         own = self.accelerator.unwrap_model(model)
         with (
+            self.accelerator.autocast(),
+            float32_attention(own),
             encoded_before(own, self._encoding_for(own)),
             encode_once(own),
-            self.accelerator.autocast(),
         ):
             scores = []
             for chunk in rows.split(batch_size or len(rows)):

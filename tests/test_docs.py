@@ -11,6 +11,7 @@ from toy_runs import RECIPES, ROOT, load_recipe
 from agr_trl.config import parse_recipe
 from agr_trl.data import load_relevance_dataset
 
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 GUIDE = (ROOT / "docs" / "bring_your_own.md").read_text(encoding="utf-8")
 
 
@@ -48,6 +49,22 @@ def test_every_command_is_understood(words):
         rest[place] = str(ROOT / rest[place])
     recipe = parse_recipe(load_recipe(name).SECTIONS, str(RECIPES / f"{name}.py"), rest)
     assert recipe[""].values["dataset_path"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), link
+            assert not anchor or anchor in headings(target), link
+
+
+def headings(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_ten_million_products_cost_what_the_page_says():

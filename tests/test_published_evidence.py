@@ -1,6 +1,6 @@
 """The evidence in docs/evidence/: made by the experiment, and the docs say nothing else.
 
-A data set's main comparison, named as the data set, stands in README, others in docs/method.md.
+A data set's main comparison, named as the data set, stands in README, others in experiments.md.
 """
 
 import json
@@ -17,9 +17,9 @@ from agr_trl.config import ARMS
 from agr_trl.evidence import primary_table
 
 EVIDENCE = ROOT / "docs" / "evidence"
-README, METHOD = ROOT / "README.md", ROOT / "docs" / "method.md"
+README, EXPERIMENTS = ROOT / "README.md", ROOT / "docs" / "experiments.md"
 FILES = sorted(EVIDENCE.glob("*.json"))
-# Arms that a published comparison has not run, as docs/method.md says beside it.
+# Arms that a published comparison has not run, as docs/experiments.md says beside it.
 NOT_RUN = {"wands_pairs_four_arms": {"adversarial_no_relevance", "relevance_only"}}
 
 
@@ -73,7 +73,7 @@ def test_texts_of_the_data_stay_where_they_are(published: tuple[Path, dict[str, 
 
 def test_a_page_has_its_table_and_its_picture(published: tuple[Path, dict[str, Any]]) -> None:
     file, evidence = published
-    page = README if (RECIPES / file.stem).is_dir() else METHOD
+    page = README if (RECIPES / file.stem).is_dir() else EXPERIMENTS
     text = page.read_text(encoding="utf-8")
     assert primary_table(evidence) in text
     assert evidence["commit"][:7] in text
