@@ -16,10 +16,10 @@ def float32_attention(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Let a model attend in float32, inside this context, under bfloat16 autocast on a CPU.
 
     torch's fused attention (pytorch/pytorch#104863) takes two to eight times as long for its
-    gradients in bfloat16 as in float32 on a CPU, the most for short rows, and no less forward.
-    What attention returns is rounded to bfloat16 as before. Elsewhere nothing changes,
-    nor where activations are checkpointed: attention is computed again in the backward pass then,
-    when this context is gone.
+    gradients in bfloat16 as in float32 on a CPU, the most for short rows, and is no faster
+    forward. What attention returns is rounded to bfloat16 as before. Elsewhere nothing changes, nor
+    where activations are checkpointed: attention is computed again in the backward pass then, when
+    this context is gone.
     """
     if not torch.is_autocast_enabled("cpu") or model.is_activation_checkpointing:
         yield
