@@ -388,10 +388,10 @@ class _Seq2SeqMixin:
             ) as model,
             self.accelerator.autocast(),  # sampled in the precision that it is scored in
         ):
-            self._encoding = None
-            if is_encoded_for_loss:
-                with float32_attention(model):
-                    self._encoding = encode(model, input_ids, attention_mask)
+            with float32_attention(model):  # as the loss, which takes it
+                self._encoding = (
+                    encode(model, input_ids, attention_mask) if is_encoded_for_loss else None
+                )
             with encoded_before(model, self._encoding):
                 tokens, logps = sample_completions(
                     model,

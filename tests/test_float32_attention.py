@@ -55,7 +55,9 @@ def test_gradients_are_those_of_bfloat16_to_its_rounding_and_taken_in_float32(fa
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])
-def test_training_takes_attentions_gradients_in_float32(is_checkpointed, tmp_path):
+def test_training_takes_attentions_gradients_in_float32_unless_checkpointed(
+    is_checkpointed, tmp_path
+):
     options = {"max_steps": 1, "bf16": True, "activation_checkpointing": is_checkpointed}
     model = build_model("t5")
     start = parameters_of(build_model("t5"))
