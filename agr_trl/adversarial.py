@@ -362,7 +362,7 @@ class AdversarialRun:
 
     def _judge(self, drawn: pd.DataFrame, number: int) -> pd.DataFrame:
         """Add relevance, the attacked retriever's probability, and why a query is not accepted."""
-        retriever = Retriever.from_pretrained(str(self._best_retriever(number))).to_device()
+        retriever = self.judge_at(self._best_retriever(number))
         queries, documents = drawn["query"].tolist(), drawn["document"].tolist()
         relevance = independent_scores(self.relevance, queries, documents)
         probability = expit(score_distinct(retriever.score, queries, documents))
@@ -396,7 +396,14 @@ class AdversarialRun:
         pairs = distillation_pairs(self.dataset, self.index, self.relevance, size, self.seed)
         logger.info("retriever learns S from %d pairs, %d steps", len(pairs), steps)
         # All layers, also where `frozen_layers` saves time later: this is done once.
-        trainer = retriever_trainer(retriever, args, pairs, pairs.head(64), lambda _: {})
+        trainer = retriever_trainer(
+            retriever,
+            args,
+            pairs,
+            pairs.head(64),
+            lambda _: {},
+            without_dropout=self.retriever_args.disable_dropout,
+        )
         train_with_checkpoints(trainer)
         if is_main_process():
             retriever.save(target)
@@ -427,6 +434,7 @@ class AdversarialRun:
             dev_metrics(dev, self.dataset.has_ids, self.data_args.relevant_grade),
             lora_rank=self.retriever_args.retriever_lora_rank,
             frozen_layers=self.retriever_args.frozen_layers,
+            without_dropout=self.retriever_args.disable_dropout,
             early_stopping_patience=self.retriever_args.early_stopping_patience,
         )
         train_with_checkpoints(trainer)
@@ -491,7 +499,7 @@ class AdversarialRun:
             return self.calibrated
         path = self._best_retriever(number)
         if path not in self._ensembles:
-            retriever = Retriever.from_pretrained(str(path)).freeze().to_device()
+            retriever = self.judge_at(path).freeze()
             dev = self.dataset.pairs("dev")
             judges = (self.relevance.score, self.relevance.weakest_word, retriever.score)
             teacher = fitted_teacher(dev, *judges)
@@ -502,7 +510,7 @@ class AdversarialRun:
         if not is_main_process():
             return
         folder = self.round_folder(number)
-        retriever = Retriever.from_pretrained(str(folder / "retriever")).to_device()
+        retriever = self.judge_at(folder / "retriever")
         audit: dict[str, Any] = {}
         if (folder / QUERIES_FILE).is_file():
             queries = read_queries(folder / QUERIES_FILE)
@@ -560,6 +568,12 @@ class AdversarialRun:
             accepted["query"].tolist(), accepted["product_id"].tolist()
         )
         return float(np.mean([(grade or 0) >= self.data_args.relevant_grade for grade in grades]))
+
+    def judge_at(self, folder: Path) -> Retriever:
+        """Load a retriever that scores as it is trained: with `bf16` in bfloat16, as in Trainer."""
+        retriever = Retriever.from_pretrained(str(folder)).to_device()
+        retriever.bfloat16 = bool(self.recipe["retriever"].values["bf16"])
+        return retriever
 
     def evaluate(self, scorer: Any, split: str, blend_weight: float | None = None) -> Metrics:
         """Evaluate a scorer on a split; without a weight the blend's is chosen on this split."""
@@ -630,8 +644,8 @@ class AdversarialRun:
 
     def _evaluate_test(self, best: int, weight: float | None) -> dict[str, Metrics]:
         """Evaluate on queries that chose nothing: before, after, and the two baselines."""
-        before = Retriever.from_pretrained(str(self.round_folder(0) / "retriever")).to_device()
-        after = Retriever.from_pretrained(str(self.round_folder(best) / "retriever")).to_device()
+        before = self.judge_at(self.round_folder(0) / "retriever")
+        after = self.judge_at(self.round_folder(best) / "retriever")
         weight_before = self.round_metrics(0)["dev"].get("blend_weight")
         cosine = self.calibrated.score
         cosine_weight = self.evaluate(cosine, "dev").get("blend_weight")

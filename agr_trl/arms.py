@@ -42,7 +42,6 @@ from agr_trl.evaluation import score_candidates
 from agr_trl.files import read_json, write_json
 from agr_trl.pretraining import new_or_loaded_retriever
 from agr_trl.relevance import LSA, EmbeddingScorer, LsaScorer, load_relevance_scorer
-from agr_trl.retriever import Retriever
 from agr_trl.runtime import exclusive, start
 from agr_trl.search import BM25Index, Scorer
 from agr_trl.stages import begin_run_folder, load_dataset
@@ -348,7 +347,7 @@ class FoldRun:
             cosine = shared.calibrated.score
             weight = shared.evaluate(cosine, "dev").get("blend_weight")
             self._write_result(COSINE, cosine, weight, [], began)
-        before = Retriever.from_pretrained(str(shared.round_folder(0) / "retriever")).to_device()
+        before = shared.judge_at(shared.round_folder(0) / "retriever")
         at_start = self._score(before.score)["retriever"].to_numpy()
         for arm in self.missing:
             if arm != COSINE:
@@ -363,7 +362,7 @@ class FoldRun:
         last = run.loop.rounds
         run.run_rounds(last)
         best = run.best_round(last + 1)
-        retriever = Retriever.from_pretrained(str(run.round_folder(best) / "retriever"))
+        retriever = run.judge_at(run.round_folder(best) / "retriever")
         files = [run.round_folder(number) / QUERIES_FILE for number in range(1, last + 1)]
         written = [pd.read_parquet(file) for file in files if file.is_file()]
         if written:
@@ -372,8 +371,7 @@ class FoldRun:
             )
         rounds = [run.round_metrics(number) for number in range(last + 1)]
         weight = rounds[best]["dev"].get("blend_weight")
-        scorer = retriever.to_device().score
-        self._write_result(arm, scorer, weight, rounds, began, at_start)
+        self._write_result(arm, retriever.score, weight, rounds, began, at_start)
         for folder in run.folder.glob("round_*"):
             shutil.rmtree(folder)
 

@@ -151,6 +151,10 @@ class RetrieverArguments:
             "the layers save a third of the time; 0 trains all"
         },
     )
+    disable_dropout: bool = field(
+        default=False,
+        metadata={"help": "Train without dropout, which takes a sixth to a fifth of a CPU's time"},
+    )
     early_stopping_patience: int = field(
         default=0,
         metadata={"help": "Evaluations without a better dev score before stopping; 0: never"},

@@ -28,6 +28,7 @@ from transformers import (
 from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
 from agr_trl.data import RelevanceDataset
+from agr_trl.dropout import disable_dropout
 from agr_trl.errors import UserError
 from agr_trl.loading import (
     LOADING_ERRORS,
@@ -37,7 +38,7 @@ from agr_trl.loading import (
     resolve_model_name,
 )
 from agr_trl.sampling import GREEDY, sample_completions
-from agr_trl.seq2seq_trainer import decoder_prefix, disable_dropout, refuse_sharding
+from agr_trl.seq2seq_trainer import decoder_prefix, refuse_sharding
 from agr_trl.small_models import build_small_t5
 from agr_trl.terminal import progress
 from agr_trl.word_matches import words

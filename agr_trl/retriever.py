@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -31,8 +32,10 @@ from transformers import (
 
 from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import RetrieverArguments
+from agr_trl.dropout import disable_dropout
 from agr_trl.errors import UserError
 from agr_trl.evaluation import PairMetrics, ranking_means, ranking_per_query
+from agr_trl.float32_attention import float32_attention
 from agr_trl.frozen_linear import frozen_linear
 from agr_trl.loading import load_config, load_model, load_tokenizer, resolve_model_name
 from agr_trl.losses import trainer_relevance_loss
@@ -241,6 +244,7 @@ def retriever_trainer(
     *,
     lora_rank: int = 0,
     frozen_layers: int = 0,
+    without_dropout: bool = False,
     early_stopping_patience: int = 0,
 ) -> Trainer:
     """Build HF's Trainer for L_R over pairs (columns query, document, label).
@@ -257,6 +261,8 @@ def retriever_trainer(
         retriever.model = get_peft_model(retriever.model, _lora(retriever.model, lora_rank))
     if frozen_layers:
         _freeze_lowest_layers(retriever.model, frozen_layers)
+    if without_dropout:
+        disable_dropout(retriever.model)
     return _RetrieverTrainer(
         retriever,
         model=retriever.model,
@@ -293,6 +299,13 @@ class _RetrieverTrainer(Trainer):
             self._retriever.model = self._whole
             self._retriever.to_device()
         return output
+
+    def compute_loss_context_manager(self) -> ExitStack:
+        """Enter autocast before the model's forward does, so that attention can be exchanged."""
+        contexts = super().compute_loss_context_manager()
+        contexts.enter_context(self.accelerator.autocast())
+        contexts.enter_context(float32_attention(self._retriever.model))
+        return contexts
 
     def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> None:
         # With `train_sampling_strategy: group_by_length` Trainer shuffles here too; `dev_metrics`

@@ -40,6 +40,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad, selective_log_softmax_and_entropy
 
+from agr_trl.dropout import disable_dropout
 from agr_trl.encode_once import Encoding, encode, encode_once, encoded_before
 from agr_trl.errors import UserError
 from agr_trl.float32_attention import float32_attention
@@ -93,21 +94,6 @@ def decoder_prefix(model: PreTrainedModel) -> list[int]:
         )
     forced = config.forced_bos_token_id
     return [start] if forced is None else [start, forced]
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout rate below `model` to 0, in place; the model's config keeps its rates.
-
-    TRL's `disable_dropout` reaches `nn.Dropout` only. Families also hold rates as floats: T5's and
-    BART's attention, BART's `activation_dropout` and `layerdrop`. With rate 0.1 a quarter of the
-    sequences of a perfectly on-policy step were clipped.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if isinstance(value, float) and "drop" in name:
-                setattr(module, name, 0.0)
 
 
 @contextmanager

@@ -47,6 +47,7 @@ def main() -> None:
         dev_metrics(dev, dataset.has_ids, data_args.relevant_grade),
         lora_rank=retriever_args.retriever_lora_rank,
         frozen_layers=retriever_args.frozen_layers,
+        without_dropout=retriever_args.disable_dropout,
         early_stopping_patience=retriever_args.early_stopping_patience,
     )
 
