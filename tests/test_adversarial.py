@@ -542,6 +542,18 @@ def test_distillation_comes_before_judged_pairs_and_resumes(config, tmp_path, mo
     assert not torch.equal(learned["classifier.weight"], after["classifier.weight"])
 
 
+@pytest.mark.parametrize("is_bfloat16", [False, True])
+def test_a_rounds_retriever_scores_as_it_is_trained(is_bfloat16, config, copy):
+    words = ("--retriever.bf16", "true", "--retriever.use_cpu", "true") if is_bfloat16 else ()
+    run = build_run(config, copy, *words)
+    retriever = run.judge_at(run.round_folder(0) / "retriever")
+    plain = Retriever.from_pretrained(str(run.round_folder(0) / "retriever"))
+    dev = run.dataset.pairs("dev")
+    pairs = dev["query"].tolist(), dev["document"].tolist()
+    assert np.array_equal(retriever.score(*pairs), plain.score(*pairs)) != is_bfloat16
+    assert retriever.score(*pairs) == pytest.approx(plain.score(*pairs), abs=0.05)
+
+
 def test_the_ensemble_needs_dev_pairs_of_both_kinds(shop, tmp_path):
     data = shutil.copytree(shop, tmp_path / "beir")
     dev = pd.read_csv(data / "qrels" / "dev.tsv", sep="\t")

@@ -1,14 +1,18 @@
 from contextlib import nullcontext
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from seq2seq_models import build_model, build_trainer, parameters_of
 from torch.utils._python_dispatch import TorchDispatchMode
+from toy_shop import DOCUMENTS, build_retriever, training_options, weights_of
+from transformers import TrainingArguments
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from agr_trl.float32_attention import float32_attention
+from agr_trl.retriever import retriever_trainer
 
 
 class AttentionGradients(TorchDispatchMode):
@@ -69,6 +73,28 @@ def test_training_takes_attentions_gradients_in_float32_unless_checkpointed(
     # What is computed again in the backward pass has to be what was computed.
     assert set(seen.types) == {torch.bfloat16 if is_checkpointed else torch.float32}
     after = parameters_of(trainer.model.merge_and_unload())
+    assert any(not weight.equal(start[name]) for name, weight in after.items())
+
+
+def test_a_retriever_takes_attentions_gradients_in_float32_too(tmp_path):
+    retriever = build_retriever()
+    start = weights_of(retriever.model)
+    options = training_options(tmp_path, max_steps=2, bf16=True, per_device_train_batch_size=2)
+    pairs = pd.DataFrame({"query": ["red", "oak"], "document": DOCUMENTS[:2], "label": [1.0, 0.0]})
+    trainer = retriever_trainer(
+        retriever,
+        TrainingArguments(**options),
+        pairs,
+        pairs,
+        lambda _: {},
+        without_dropout=True,  # torch attends with it by single products, of which none is fused
+    )
+    with AttentionGradients() as seen:
+        trainer.train()
+    # The last layer attends from one token alone, by a call of its own, which costs little.
+    assert retriever.model.config.num_hidden_layers == 2
+    assert seen.types == [torch.bfloat16, torch.float32] * 2
+    after = weights_of(retriever.model)
     assert any(not weight.equal(start[name]) for name, weight in after.items())
 
 

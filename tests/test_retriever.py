@@ -50,7 +50,7 @@ def pairs_frame(count=24):
 def train(retriever, folder, pairs, dev=None, **options):
     given = {
         name: options.pop(name)
-        for name in ("lora_rank", "frozen_layers", "early_stopping_patience")
+        for name in ("lora_rank", "frozen_layers", "without_dropout", "early_stopping_patience")
         if name in options
     }
     resume = options.pop("resume", None)
@@ -406,6 +406,34 @@ def test_frozen_layers_stay_as_they_are(family, tmp_path):
     layers = retriever.model.config.num_hidden_layers
     with pytest.raises(UserError, match=f"the retriever has {layers} layers"):
         train(retriever, tmp_path / "more", pairs_frame(), frozen_layers=layers + 1)
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v3", "modernbert"])
+def test_without_dropout_a_training_pass_is_a_scoring_pass_and_the_config_keeps_its_rates(
+    family, tmp_path
+):
+    save_checkpoint(tmp_path / "base", family, labels=1)
+    retriever = Retriever.from_pretrained(str(tmp_path / "base"))
+    rates = {
+        name: value for name, value in retriever.model.config.to_dict().items() if "drop" in name
+    }
+    for name, rate in rates.items():
+        assert isinstance(rate, float | None), name
+    for module in retriever.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5  # families differ in their rates, and 0 would show nothing
+    batch = retriever.tokenizer.pad(retriever.encode(QUERIES, DOCUMENTS), return_tensors="pt")
+
+    def passes():
+        with torch.no_grad():
+            return [retriever.model.train(mode)(**batch).logits for mode in (True, False)]
+
+    training, scoring = passes()
+    assert not torch.allclose(training, scoring)
+    train(retriever, tmp_path / "run", pairs_frame(), without_dropout=True, max_steps=1)
+    training, scoring = passes()
+    assert torch.equal(training, scoring)
+    assert retriever.model.config.to_dict().items() >= rates.items()
 
 
 @pytest.mark.parametrize("family", ["bert", "deberta-v3"])

@@ -33,12 +33,12 @@ from trl import GRPOConfig, RLOOConfig
 from trl.trainer.utils import pad
 
 from agr_trl import sampling, seq2seq_trainer
+from agr_trl.dropout import disable_dropout
 from agr_trl.seq2seq_trainer import (
     Seq2SeqGRPOConfig,
     Seq2SeqGRPOTrainer,
     Seq2SeqRLOOTrainer,
     decoder_prefix,
-    disable_dropout,
 )
 
 TRAINERS = {
