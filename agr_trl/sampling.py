@@ -1,7 +1,7 @@
 """Draw tokens from the plain softmax at a temperature, and remember how likely each was."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from peft import PeftModel
@@ -15,6 +15,7 @@ from transformers import (
 
 from agr_trl.encode_once import encode_once
 from agr_trl.frozen_linear import frozen_linear
+from agr_trl.head_gradients import HeadGradients
 from agr_trl.recorded_decoding import decode
 
 _BLOCK = 128  # tokens: of the order of a vocabulary's root, so that both look-ups are short
@@ -35,11 +36,13 @@ class Sampler(LogitsProcessor):
     this draws one uniform number a row and looks it up in the distribution function, first in that
     of blocks of tokens and then within one, so that no sums over the whole vocabulary are written.
     Uses torch's global random state. One instance serves one call of `generate`, and writes each
-    token's scores over those of the last: fresh memory costs more than the arithmetic.
+    token's scores over those of the last: fresh memory costs more than the arithmetic. A `head`
+    takes the gradients of what is drawn.
     """
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: float, head: HeadGradients | None = None) -> None:
         self._temperature = temperature
+        self._head = head
         self._logps: list[Tensor] = []
         self._scratch: Tensor | None = None  # (2, B, V) float32
 
@@ -64,7 +67,10 @@ class Sampler(LogitsProcessor):
         inside = probabilities.gather(1, tokens.clamp(max=scores.size(1) - 1))
         place, _ = _look_up(inside.masked_fill(tokens >= scores.size(1), 0), rest)
         tokens = tokens.gather(1, place)
-        return tokens, probabilities.gather(1, tokens).log()
+        logps = probabilities.gather(1, tokens).log()
+        if self._head:
+            self._head.take(scaled, probabilities, tokens, self._temperature)
+        return tokens, logps
 
     @property
     def log_probabilities(self) -> Tensor:
@@ -83,18 +89,20 @@ def sample_completions(
     prefix: Tensor,
     config: GenerationConfig,
     temperature: float,
+    head: HeadGradients | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sample a completion for each prompt (B, P), decoded behind `prefix` (B, D).
 
     Returns tokens and their log-probabilities in nats, both (B, C): C is at most `max_new_tokens`
     of `config`, which also names the end and pad tokens, and is less where all rows end before.
     What stands behind a row's end means nothing. Equal prompts are encoded once. On a GPU a T5
-    replays a recorded step; draws then differ from those of `generate`, whose law they have.
+    replays a recorded step; draws then differ from those of `generate`, whose law they have, and
+    `head` is not supported there.
     """
-    sampler = Sampler(temperature)
+    sampler = Sampler(temperature, head)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     with blank_generation_config(model), encode_once(model):
-        if input_ids.is_cuda and base.config.model_type in _RECORDED:
+        if is_recorded(model):
             ends = config.eos_token_id
             return decode(
                 base,
@@ -109,7 +117,7 @@ def sample_completions(
         device = input_ids.device.type
         is_autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if is_autocast else torch.float32
-        with frozen_linear(base, dtype):
+        with frozen_linear(base, dtype), head.recording(model) if head else nullcontext():
             tokens = model.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -119,6 +127,11 @@ def sample_completions(
                 logits_processor=LogitsProcessorList([sampler]),
             )  # (B, D + C)
     return tokens[:, prefix.size(1) :], sampler.log_probabilities
+
+
+def is_recorded(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether a model decodes by a recorded step."""
+    return model.device.type == "cuda" and model.config.model_type in _RECORDED
 
 
 def _block_sums(probabilities: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ C completion tokens, V vocabulary.
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,8 +45,15 @@ from agr_trl.encode_once import Encoding, encode, encode_once, encoded_before
 from agr_trl.errors import UserError
 from agr_trl.float32_attention import float32_attention
 from agr_trl.frozen_linear import frozen_linear
+from agr_trl.head_gradients import (
+    Drawn,
+    HeadGradients,
+    has_frozen_head,
+    log_probabilities,
+    without_head,
+)
 from agr_trl.report_text import visible
-from agr_trl.sampling import GREEDY, sample_completions
+from agr_trl.sampling import GREEDY, is_recorded, sample_completions
 from agr_trl.token_scores import token_scores
 
 logger = logging.getLogger(__name__)
@@ -65,6 +72,8 @@ _UNSUPPORTED_ARGUMENTS = {
     "chat_template_kwargs": "prompts are plain text",
     "torch_compile": "the encoder is shared through hooks that a compiled model ignores",
 }
+
+_DRAWN = "drawn_"  # before the names, in a batch, of what the loss takes from sampling
 
 
 @dataclass
@@ -235,6 +244,7 @@ class _Seq2SeqMixin:
     _config_class: type[RLOOConfig] | type[GRPOConfig]
     _sampled_logps: Tensor | None = None  # (B, C) of what was just sampled, where they are wanted
     _encoding: Encoding | None = None  # of what was just sampled for, where the loss can use it
+    _drawn: Drawn | None = None  # of what was just sampled, then of what is scored for the loss
     _old_logps: Tensor | None = None  # (B,) of the loss, where its own pass is to write them
     _entropy_bonus_enabled = False  # GRPO sets it per run: only then does entropy need gradients
 
@@ -248,6 +258,7 @@ class _Seq2SeqMixin:
     generation_config: GenerationConfig
     model: Any
     model_wrapped: Any
+    num_iterations: int
     pad_to_multiple_of: int | None
     processing_class: PreTrainedTokenizerBase
     temperature: float
@@ -378,6 +389,7 @@ class _Seq2SeqMixin:
                 self._encoding = (
                     encode(model, input_ids, attention_mask) if is_encoded_for_loss else None
                 )
+            head = HeadGradients() if self._is_drawn_for_loss and not is_recorded(model) else None
             with encoded_before(model, self._encoding):
                 tokens, logps = sample_completions(
                     model,
@@ -386,7 +398,9 @@ class _Seq2SeqMixin:
                     prefix,
                     self.generation_config,
                     self.temperature,
+                    head,
                 )
+        self._drawn = head.of(logps) if head else None
         return _until_end(tokens, self.eos_token_ids), logps
 
     @property
@@ -399,6 +413,53 @@ class _Seq2SeqMixin:
         own = self.accelerator.unwrap_model(self.model)
         is_alone = self.model.training and self.args.steps_per_generation == 1
         return is_alone and torch.is_grad_enabled() and not own.is_activation_checkpointing
+
+    @property
+    def _is_full_precision(self) -> bool:
+        return self.model.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
+
+    @property
+    def _is_on_policy(self) -> bool:
+        """Whether no sample is used after a step of the optimizer; TRL's own rule in GRPO."""
+        uses = self.args.steps_per_generation * self.num_iterations
+        return self.args.gradient_accumulation_steps % uses == 0
+
+    @property
+    def _is_drawn_for_loss(self) -> bool:
+        """Whether the loss takes log-probabilities and the head's gradients from sampling.
+
+        Weights do not change before a sample's first use where a batch is sampled for one step of
+        the optimizer. Below float32 a pass of its own, as the old scores are where samples are used
+        again, rounds otherwise.
+        """
+        own = self.accelerator.unwrap_model(self.model)
+        is_before_step = self.args.gradient_accumulation_steps % self.args.steps_per_generation == 0
+        return (
+            self.model.training
+            and torch.is_grad_enabled()
+            and is_before_step
+            and (self._is_full_precision or self._is_on_policy)
+            and not self._entropy_bonus_enabled
+            and has_frozen_head(own)
+        )
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Sample and reward as TRL does; what the loss takes from sampling goes with the rows."""
+        batch = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        if self._drawn is not None:
+            drawn = self._drawn.of_length(batch["completion_ids"].size(1))
+            batch |= {_DRAWN + name: part for name, part in drawn._asdict().items()}
+            self._drawn = None
+        return batch
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Compute TRL's loss; of samples that are used again the first use takes what is drawn."""
+        if _DRAWN + "logps" in inputs:
+            self._drawn = Drawn(*(inputs.pop(_DRAWN + name) for name in Drawn._fields))
+        try:
+            return super()._compute_loss(model, inputs)  # type: ignore[misc]
+        finally:
+            self._drawn = None
 
     def _encoding_for(self, model: PreTrainedModel | PeftModel) -> Encoding | None:
         """Return what sampling encoded, where the model that is to score encodes the same.
@@ -449,7 +510,8 @@ class _Seq2SeqMixin:
             scores = []
             for chunk in rows.split(batch_size or len(rows)):
                 prompts, completions = chunk.tensor_split([prompt_tokens], dim=2)
-                scores.append(self._score(model, prompts, completions, compute_entropy))
+                drawn = self._drawn if torch.is_grad_enabled() else None
+                scores.append(self._score(model, prompts, completions, compute_entropy, drawn))
         logps, entropies = zip(*scores, strict=True)
         if self._old_logps is not None:  # TRL reads them after this pass
             self._old_logps.copy_(torch.cat(logps).detach().sum(1))
@@ -457,20 +519,31 @@ class _Seq2SeqMixin:
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
     def _score(
-        self, model: nn.Module, prompts: Tensor, completions: Tensor, compute_entropy: bool
+        self,
+        model: nn.Module,
+        prompts: Tensor,
+        completions: Tensor,
+        compute_entropy: bool,
+        drawn: Drawn | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Score (B, 2, P) and (B, 2, C), each ids and mask, through the model's own forward.
 
-        Only the model knows what it does to its logits: T5 scales them, BART adds a bias.
+        Only the model knows what it does to its logits: T5 scales them, BART adds a bias. With
+        what is `drawn` of them the model makes none.
         """
         prompt_ids, prompt_mask = _pad_right(*prompts.unbind(1))
         completion_ids, completion_mask = completions.unbind(1)
         prefix = completion_ids.new_tensor(self._decoder_prefix).expand(len(completion_ids), -1)
         decoder_input_ids = torch.cat([prefix, completion_ids[:, :-1]], dim=1)
         is_bonus = compute_entropy and self._entropy_bonus_enabled
+        states: list[Tensor] = []  # the decoder's last, where the head is left out
 
         def score(module: nn.Module, args: Any, output: Any) -> Any:
             """Put log-probabilities and entropies, (2, B, C), in the place of logits."""
+            if drawn is not None:
+                logps = log_probabilities(drawn, states[0][:, prefix.size(1) - 1 :])
+                output.logits = torch.stack([logps, drawn.entropies])
+                return output
             logits = output.logits
             if prefix.size(1) > 1:  # a slice of all costs a copy backward
                 logits = logits[:, prefix.size(1) - 1 :]  # (B, C, V)
@@ -492,13 +565,14 @@ class _Seq2SeqMixin:
             # A mask of ones, as in sampling: what follows the end token cannot reach what precedes
             # it, and a pad token sampled before the end was seen by the tokens after it. Without a
             # mask T5Gemma hides every pad token.
-            logps, entropies = model(
-                input_ids=prompt_ids,
-                attention_mask=prompt_mask,
-                decoder_input_ids=decoder_input_ids,
-                decoder_attention_mask=torch.ones_like(decoder_input_ids),
-                use_cache=False,
-            ).logits
+            with without_head(own, states) if drawn is not None else nullcontext():
+                logps, entropies = model(
+                    input_ids=prompt_ids,
+                    attention_mask=prompt_mask,
+                    decoder_input_ids=decoder_input_ids,
+                    decoder_attention_mask=torch.ones_like(decoder_input_ids),
+                    use_cache=False,
+                ).logits
         finally:
             hook.remove()
         mask = completion_mask.bool()
@@ -516,16 +590,6 @@ class Seq2SeqRLOOTrainer(_Seq2SeqMixin, RLOOTrainer):
     """
 
     _config_class = RLOOConfig
-
-    @property
-    def _is_full_precision(self) -> bool:
-        return self.model.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
-
-    @property
-    def _is_on_policy(self) -> bool:
-        """Whether no sample is used after a step of the optimizer; TRL's own rule in GRPO."""
-        uses = self.args.steps_per_generation * self.num_iterations
-        return self.args.gradient_accumulation_steps % uses == 0
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: None, multimodal_fields: dict[str, Any]

@@ -235,17 +235,17 @@ def least_operations(
     queries are left out, a few percent. A pass backward through frozen weights costs as much as
     one forward, since only what flows to the adapters is needed. Each product is encoded for
     sampling and the loss together, backward, and for the anchor; each query's tokens go through the
-    decoder and the head for sampling, for the loss (forward and backward) and for the anchor, and
-    once through BERT with their product, of whose last layer all but keys and values is for the
-    first token alone.
+    decoder for sampling, for the loss (forward and backward) and for the anchor, through the head
+    as often but for the loss's forward pass, whose part was met in sampling, and once through BERT
+    with their product, of whose last layer all but keys and values is for the first token alone.
     """
     (width, inner, layers), vocabulary = generator, 32_128
     encoder_weights = layers * (4 * width**2 + 2 * width * inner)
-    decoder_weights = layers * (6 * width**2 + 2 * width * inner) + width * vocabulary
+    decoder_weights = layers * (6 * width**2 + 2 * width * inner)
     keys_and_values = layers * 2 * width**2  # of the encoded product, once a product
     queries = products * group
     encoder = 3 * 2 * products * PROMPT_TOKENS * (encoder_weights + keys_and_values)
-    decoder = 4 * 2 * queries * QUERY_TOKENS * decoder_weights
+    decoder = 2 * queries * QUERY_TOKENS * (4 * decoder_weights + 3 * width * vocabulary)
     width, inner, layers = retriever
     keys_and_values, rest = 2 * width**2, 2 * width**2 + 2 * width * inner  # of a layer of BERT
     layer = keys_and_values + rest
