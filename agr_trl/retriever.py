@@ -2,8 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -141,7 +141,7 @@ class Retriever:
         was_training = self.model.training
         self.model.eval()
         try:
-            with autocast, frozen_linear(self.model, dtype):
+            with autocast, _float32_logits(self.model), frozen_linear(self.model, dtype):
                 for rows in progress(_batches_by_tokens(lengths, batch_tokens), "scoring"):
                     batch = self.tokenizer.pad(
                         {name: [column[row] for row in rows] for name, column in encoded.items()},
@@ -359,6 +359,34 @@ def pair_dataset(retriever: Retriever, pairs: pd.DataFrame) -> datasets.Dataset:
     lengths = [len(ids) for ids in encoded["input_ids"]]
     labels = pairs["label"].astype("float32").tolist()
     return datasets.Dataset.from_dict({**encoded, "labels": labels, "length": lengths})
+
+
+@contextmanager
+def _float32_logits(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Compute the last linear layer in float32, inside this context, whatever autocast says.
+
+    bfloat16 knows no number between 6 and 6.03: a logit rounded to it ties with its neighbours, and
+    a ranking's first places are where logits are large.
+    """
+    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    linear = [
+        part
+        for name, head in whole.named_children()
+        if name != whole.base_model_prefix
+        for part in head.modules()
+        if isinstance(part, nn.Linear)
+    ]
+    last = linear[-1]
+
+    def forward(states: Tensor) -> Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            return nn.functional.linear(states.float(), last.weight, last.bias)
+
+    last.forward = forward  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del last.forward
 
 
 def _batches_by_tokens(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:

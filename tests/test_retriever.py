@@ -170,6 +170,18 @@ def test_bfloat16_changes_scores_by_its_rounding_alone():
     assert rounded == pytest.approx(exact, abs=0.02)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bfloat16_logits_are_not_rounded(family, tmp_path):
+    save_checkpoint(tmp_path, family, labels=1)
+    retriever = Retriever.from_pretrained(str(tmp_path))
+    retriever.bfloat16 = True
+    scores = torch.tensor(retriever.score(QUERIES, DOCUMENTS))
+    assert not torch.equal(scores, scores.bfloat16().float())
+    assert not any(
+        "forward" in vars(m) for m in retriever.model.modules() if type(m) is torch.nn.Linear
+    )
+
+
 @pytest.mark.parametrize("is_frozen", [False, True])
 def test_bfloat16_casts_a_weight_once_however_many_batches_are_scored(is_frozen):
     retriever = build_retriever()
