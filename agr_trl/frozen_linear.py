@@ -22,7 +22,7 @@ def frozen_linear(model: nn.Module, dtype: torch.dtype = torch.float32) -> Itera
       has cast only of weights that are trained, and in inference mode of none (`cached_cast` in
       torch's autocast_mode.cpp): with LoRA nearly all were cast anew for every token. An embedding
       that shares the weight (T5's) keeps the float32 one.
-    - On a CPU a weight is also laid out as oneDNN's kernels read it, which needs its size again, and
+    - On a CPU a weight is also laid out as oneDNN's kernels read it, which needs its size again and
       once more the other way round where gradients of few rows flow back. A float32 product that
       torch gives to MKL takes 1.1 to 2.5 times as long on AMD's processors, the most for the few
       rows of a decoding step. torch's own compiler packs so when it freezes
