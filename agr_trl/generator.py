@@ -25,6 +25,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
+from agr_trl.adapters import below_adapter
 from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
 from agr_trl.data import RelevanceDataset
@@ -277,7 +278,7 @@ def sample_queries(
     """
     if not prompts:
         return []
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = below_adapter(model)
     count = settings.queries_per_product
     generation = GenerationConfig(
         **GREEDY,

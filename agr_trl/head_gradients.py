@@ -18,6 +18,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from agr_trl.adapters import below_adapter
+
 
 class Drawn(NamedTuple):
     """What is known of drawn tokens."""
@@ -38,7 +40,7 @@ def has_frozen_head(model: PreTrainedModel | PeftModel) -> bool:
     """Whether all that is trained lies in the encoder or the decoder, the head's weight apart."""
     parts = (model.get_encoder(), model.get_decoder())
     inside = {id(weight) for part in parts for weight in part.parameters()}
-    inside -= {id(weight) for weight in _base(model).get_output_embeddings().parameters()}
+    inside -= {id(weight) for weight in below_adapter(model).get_output_embeddings().parameters()}
     return all(id(weight) in inside for weight in model.parameters() if weight.requires_grad)
 
 
@@ -56,7 +58,7 @@ class HeadGradients:
         """Record the head alone in each forward pass, inside a context without gradients."""
         hooks = [
             model.get_decoder().register_forward_hook(self._begin),
-            _base(model).register_forward_hook(self._end),
+            below_adapter(model).register_forward_hook(self._end),
         ]
         try:
             yield
@@ -121,7 +123,3 @@ def without_head(model: PreTrainedModel | PeftModel, states: list[Tensor]) -> It
 def log_probabilities(drawn: Drawn, states: Tensor) -> Tensor:
     """Return log-probabilities (B, C) whose gradients flow to hidden states (B, C, width)."""
     return drawn.logps + ((states - states.detach()) * drawn.gradients).sum(-1)
-
-
-def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -30,6 +30,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from agr_trl.adapters import below_adapter
 from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import RetrieverArguments
 from agr_trl.dropout import disable_dropout
@@ -37,7 +38,12 @@ from agr_trl.errors import UserError
 from agr_trl.evaluation import PairMetrics, ranking_means, ranking_per_query
 from agr_trl.float32_attention import float32_attention
 from agr_trl.frozen_linear import frozen_linear
-from agr_trl.loading import load_config, load_model, load_tokenizer, resolve_model_name
+from agr_trl.loading import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve_model_name,
+)
 from agr_trl.losses import trainer_relevance_loss
 from agr_trl.small_models import build_small_bert
 from agr_trl.terminal import progress
@@ -368,15 +374,8 @@ def _float32_logits(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     bfloat16 knows no number between 6 and 6.03: a logit rounded to it ties with its neighbours, and
     a ranking's first places are where logits are large.
     """
-    whole = model.get_base_model() if isinstance(model, PeftModel) else model
-    linear = [
-        part
-        for name, head in whole.named_children()
-        if name != whole.base_model_prefix
-        for part in head.modules()
-        if isinstance(part, nn.Linear)
-    ]
-    last = linear[-1]
+    heads = _heads(below_adapter(model)).values()
+    last = [part for head in heads for part in head.modules() if isinstance(part, nn.Linear)][-1]
 
     def forward(states: Tensor) -> Tensor:
         with torch.autocast(states.device.type, enabled=False):
@@ -403,16 +402,23 @@ def _batches_by_tokens(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarra
 def _lora(model: PreTrainedModel, rank: int) -> LoraConfig:
     """Adapt every linear layer of the encoder and train what lies beside it, the head."""
     encoder = f"{model.base_model_prefix}."
-    head = [name for name, part in model.named_children() if any(True for _ in part.parameters())]
-    head.remove(model.base_model_prefix)
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     return LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=rank,
         lora_alpha=2 * rank,
         target_modules=[name for name in linear if name.startswith(encoder)],
-        modules_to_save=head,
+        modules_to_save=list(_heads(model)),
     )
+
+
+def _heads(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return what lies beside the encoder and has weights, by name."""
+    return {
+        name: part
+        for name, part in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in part.parameters())
+    }
 
 
 def _keep_first_token(model: PreTrainedModel) -> None:

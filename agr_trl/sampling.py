@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from agr_trl.adapters import below_adapter
 from agr_trl.encode_once import encode_once
 from agr_trl.frozen_linear import frozen_linear
 from agr_trl.head_gradients import HeadGradients
@@ -100,7 +101,7 @@ def sample_completions(
     `head` is not supported there.
     """
     sampler = Sampler(temperature, head)
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = below_adapter(model)
     with blank_generation_config(model), encode_once(model):
         if is_recorded(model):
             ends = config.eos_token_id
@@ -161,7 +162,7 @@ def blank_generation_config(model: PreTrainedModel | PeftModel) -> Iterator[None
     BART brings 4 beams, `no_repeat_ngram_size`, `min_length` and a forced EOS. They come back on
     leaving, so a saved model keeps its own.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = below_adapter(model)
     own = base.generation_config
     base.generation_config = GenerationConfig()
     try:

@@ -40,6 +40,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad, selective_log_softmax_and_entropy
 
+from agr_trl.adapters import below_adapter
 from agr_trl.dropout import disable_dropout
 from agr_trl.encode_once import Encoding, encode, encode_once, encoded_before
 from agr_trl.errors import UserError
@@ -300,7 +301,7 @@ class _Seq2SeqMixin:
         if processing_class.eos_token_id is None:
             raise UserError("the tokenizer has no end token; set its `eos_token`")
 
-        base = model.get_base_model() if is_peft_model(model) else model
+        base = below_adapter(model)
         disable_dropout(model)
         # TRL would load the reference by name: as the class that the checkpoint's config names
         # (BartModel for facebook/bart-base) and blind to weights changed in memory. With `beta`
@@ -508,9 +509,9 @@ class _Seq2SeqMixin:
             encode_once(own),
         ):
             scores = []
+            drawn = self._drawn if torch.is_grad_enabled() else None
             for chunk in rows.split(batch_size or len(rows)):
                 prompts, completions = chunk.tensor_split([prompt_tokens], dim=2)
-                drawn = self._drawn if torch.is_grad_enabled() else None
                 scores.append(self._score(model, prompts, completions, compute_entropy, drawn))
         logps, entropies = zip(*scores, strict=True)
         if self._old_logps is not None:  # TRL reads them after this pass

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BartConfig,
@@ -24,12 +25,27 @@ from transformers import (
 )
 from trl import RLOOConfig
 
-from agr_trl.seq2seq_trainer import Seq2SeqRLOOTrainer
+from agr_trl.seq2seq_trainer import (
+    Seq2SeqGRPOConfig,
+    Seq2SeqGRPOTrainer,
+    Seq2SeqRLOOTrainer,
+)
 
 PAD, EOS, UNK, BOS = range(4)
 WORDS = [f"w{number}" for number in range(4, 24)]  # token w7 has id 7
 PROMPTS = ["w4 w5", "w6", "w7 w8 w9 w10 w11 w12 w13 w14", "w4 w15"]
 SPECIAL = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": BOS}
+
+
+TRAINERS = {
+    "rloo": (Seq2SeqRLOOTrainer, RLOOConfig),
+    "grpo": (Seq2SeqGRPOTrainer, Seq2SeqGRPOConfig),
+}
+
+
+def lora(**options: Any) -> LoraConfig:
+    defaults = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.1}
+    return LoraConfig(task_type="SEQ_2_SEQ_LM", **(defaults | options))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

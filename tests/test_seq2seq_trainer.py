@@ -13,10 +13,12 @@ from seq2seq_models import (
     FAMILIES,
     PAD,
     PROMPTS,
+    TRAINERS,
     build_byt5,
     build_model,
     build_tokenizer,
     build_trainer,
+    lora,
     parameters_of,
 )
 from torch.nn.utils import parameters_to_vector
@@ -41,16 +43,7 @@ from agr_trl.seq2seq_trainer import (
     decoder_prefix,
 )
 
-TRAINERS = {
-    "rloo": (Seq2SeqRLOOTrainer, RLOOConfig),
-    "grpo": (Seq2SeqGRPOTrainer, Seq2SeqGRPOConfig),
-}
 GROUP = [PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[1]] * 2  # 3 distinct prompts, shuffled
-
-
-def lora(**options: Any) -> LoraConfig:
-    defaults = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.1}
-    return LoraConfig(task_type="SEQ_2_SEQ_LM", **(defaults | options))
 
 
 def batch(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
