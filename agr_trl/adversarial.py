@@ -92,7 +92,6 @@ SECTIONS: dict[str, Sequence[type]] = {
 PAIR_METRICS = ("roc_auc", "pr_auc", "f1", "accuracy")
 QUERIES_FILE = "queries.parquet"
 DISTILLED = "distilled_retriever"
-MAX_DRAWS = 4  # of `products_per_round` products each, for one round's queries
 
 
 class AdversarialRun:
@@ -318,7 +317,7 @@ class AdversarialRun:
         )
         parts = target.with_name("queries_parts")
         tables: list[pd.DataFrame] = []
-        for draw in range(MAX_DRAWS):
+        for draw in range(self.loop.max_draws):
             chosen = products.iloc[draw * size : (draw + 1) * size].reset_index(drop=True)
             if len(chosen):
                 tables.append(self._draw_queries(chosen, parts / f"draw_{draw}", number, draw))

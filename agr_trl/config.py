@@ -370,9 +370,13 @@ class LoopArguments(SamplingArguments):
     synthetic_queries_per_round: int | None = field(
         default=None,
         metadata={
-            "help": "Use so many accepted queries of a round; up to 4 times products_per_round "
-            "products are drawn to find them (default: all of one draw)"
+            "help": "Use so many accepted queries of a round; products_per_round products are drawn "
+            "again and again to find them (default: all of one draw)"
         },
+    )
+    max_draws: int = field(
+        default=4,
+        metadata={"help": "With synthetic_queries_per_round: make do after so many draws"},
     )
     hardest_of: int = field(
         default=1,
@@ -469,6 +473,7 @@ class LoopArguments(SamplingArguments):
         _check_ranges(
             self,
             synthetic_queries_per_round=(1, inf),
+            max_draws=(1, inf),
             hardest_of=(1, inf),
             rounds=(0, inf),
             kept_models=(1, inf),

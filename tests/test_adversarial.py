@@ -131,8 +131,10 @@ def test_queries_hold_the_attacked_and_the_new_retrievers_probability(finished):
 
 def test_products_are_drawn_until_enough_queries_are_accepted(copy, config, caplog):
     accepted = pd.read_parquet(copy / "round_01" / "queries.parquet")["accepted"].sum()
-    for wanted, draws in ((accepted, 1), (accepted + 1, 2), (1000, 2)):  # 20 products, 10 a draw
-        run = build_run(config, copy, "--synthetic_queries_per_round", str(wanted))
+    several = ((accepted, 4, 1), (accepted + 1, 4, 2), (1000, 4, 2), (1000, 1, 1))
+    for wanted, most, draws in several:  # 20 products, 10 a draw
+        changes = ("--synthetic_queries_per_round", str(wanted), "--max_draws", str(most))
+        run = build_run(config, copy, *changes)
         run._write_queries(copy / "more.parquet", 1)
         queries = pd.read_parquet(copy / "more.parquet")
         assert len(queries) == draws * 20
