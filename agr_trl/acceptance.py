@@ -1,7 +1,7 @@
 """Which generated queries may teach the retriever, and the statistics that show when G cheats."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,60 +107,70 @@ class AcceptanceFilter:
         relevance: np.ndarray,
     ) -> list[str]:
         """Return one reason a query ('' when accepted); inputs are aligned, S of shape (N,)."""
-        returned = self._returns(queries, product_indices)
-        word_relevance = self._word_relevance(queries, documents)
-        seen: set[tuple[str, int]] = set()
-        uses: Counter[str] = Counter()
-        most = self.settings.max_products_per_query or len(queries)
-        reasons = []
-        for row, (query, title) in enumerate(zip(queries, titles, strict=True)):
-            query_words = words(query)
-            key = (" ".join(query_words), int(product_indices[row]))
-            reason = _text_reason(query, query_words, title)
-            if not reason and self._has_unknown_word(query_words):
-                reason = "unknown_word"
-            if not reason and not relevance[row] >= self.settings.min_relevance:  # NaN included
-                reason = "low_relevance"
-            if not reason and not word_relevance[row] >= self.settings.min_word_relevance:
-                reason = "low_word_relevance"
-            if not reason and not returned[row]:
-                reason = "round_trip"
-            if not reason and key in seen:
-                reason = "duplicate"
-            if not reason and uses[key[0]] >= most:
-                reason = "overused"
-            if not reason:
-                seen.add(key)
-                uses[key[0]] += 1
-            reasons.append(reason)
-        return reasons
+        settings = self.settings
+        query, document = np.array(queries, dtype=object), np.array(documents, dtype=object)
+        rules: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
+            ("low_relevance", lambda rows: relevance[rows] >= settings.min_relevance),
+            (
+                "low_word_relevance",
+                lambda rows: (
+                    self._word_relevance(query[rows], document[rows]) >= settings.min_word_relevance
+                ),
+            ),
+            ("round_trip", lambda rows: self._returns(query[rows], product_indices[rows])),
+        )
+        texts = zip(queries, titles, strict=True)
+        reasons = np.array([self._text_reason(*pair) for pair in texts], dtype=object)
+        for reason, passes in rules:
+            rows = np.flatnonzero(reasons == "")  # a costly rule is asked about what is left alone
+            reasons[rows[~passes(rows)]] = reason  # NaN does not pass
+        self._refuse_repeats(reasons, queries, product_indices)
+        return reasons.tolist()
+
+    def _text_reason(self, query: str, title: str) -> str:
+        query_words = words(query)
+        if not query_words:
+            return "blank"
+        long = [word for word in query_words if len(word) > 1 and not word.isdigit()]  # not "4 x 4"
+        if len(set(long)) < len(long) or "<unk>" in query or "\ufffd" in query:
+            return "broken"
+        if query_words == words(title) and len(query_words) > 3:
+            return "copy_of_title"
+        return "unknown_word" if self._has_unknown_word(query_words) else ""
 
     def _has_unknown_word(self, query_words: list[str]) -> bool:
         if not self.settings.known_words_only or self.vocabulary is None:
             return False
         return any(word not in self.vocabulary for word in query_words)
 
-    def _word_relevance(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+    def _word_relevance(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
         if self.scorer is None or not self.settings.min_word_relevance:
             return np.ones(len(queries))
-        return self.scorer.weakest_word(queries, documents)
+        return self.scorer.weakest_word(queries.tolist(), documents.tolist())
 
-    def _returns(self, queries: Sequence[str], product_indices: np.ndarray) -> np.ndarray:
+    def _returns(self, queries: np.ndarray, product_indices: np.ndarray) -> np.ndarray:
         if self.index is None or not self.settings.round_trip_top_k:
             return np.ones(len(queries), dtype=bool)
-        top, scores = self.index.top(list(queries), self.settings.round_trip_top_k)
-        return ((top == np.asarray(product_indices)[:, None]) & (scores > 0)).any(axis=1)
+        top, scores = self.index.top(queries.tolist(), self.settings.round_trip_top_k)
+        return ((top == product_indices[:, None]) & (scores > 0)).any(axis=1)
 
-
-def _text_reason(query: str, query_words: list[str], title: str) -> str:
-    if not query_words:
-        return "blank"
-    long = [word for word in query_words if len(word) > 1 and not word.isdigit()]  # not "4 x 4"
-    if len(set(long)) < len(long) or "<unk>" in query or "�" in query:
-        return "broken"
-    if query_words == words(title) and len(query_words) > 3:
-        return "copy_of_title"
-    return ""
+    def _refuse_repeats(
+        self, reasons: np.ndarray, queries: Sequence[str], product_indices: np.ndarray
+    ) -> None:
+        """Write in place which of the queries left repeat one before them."""
+        seen: set[tuple[str, int]] = set()
+        uses: Counter[str] = Counter()
+        most = self.settings.max_products_per_query or len(queries)
+        for row in np.flatnonzero(reasons == "").tolist():
+            text = " ".join(words(queries[row]))
+            key = (text, int(product_indices[row]))
+            if key in seen:
+                reasons[row] = "duplicate"
+            elif uses[text] >= most:
+                reasons[row] = "overused"
+            else:
+                seen.add(key)
+                uses[text] += 1
 
 
 def independent_scores(

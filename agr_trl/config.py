@@ -370,8 +370,8 @@ class LoopArguments(SamplingArguments):
     synthetic_queries_per_round: int | None = field(
         default=None,
         metadata={
-            "help": "Use so many accepted queries of a round; products_per_round products are drawn "
-            "again and again to find them (default: all of one draw)"
+            "help": "Use so many accepted queries of a round; products_per_round products at a "
+            "time are drawn to find them (default: all of one draw)"
         },
     )
     max_draws: int = field(

@@ -110,6 +110,27 @@ def test_the_first_rule_names_the_reason():
     assert got == ["blank", "broken", "low_relevance"]
 
 
+def test_a_costly_rule_is_asked_about_what_is_left():
+    class Asked(WordOverlap):
+        def weakest_word(self, queries, documents):
+            assert queries == ["red chair", "red steel chair"]
+            assert documents == [DOCUMENTS[0], DOCUMENTS[0]]
+            return super().weakest_word(queries, documents)
+
+    class AskedIndex(BM25Index):
+        def top(self, queries, limit):
+            assert queries == ["red chair"]
+            return super().top(queries, limit)
+
+    settings = RewardArguments(min_relevance=0.5, min_word_relevance=0.5, round_trip_top_k=3)
+    acceptance = AcceptanceFilter(settings, AskedIndex(DOCUMENTS), scorer=Asked())
+    queries = ["lamp lamp", "red chair", "chair", "red steel chair"]
+    products, relevance = np.zeros(4, int), np.array([1, 1, 0.4, 0.9])
+    got = acceptance.reasons(queries, [DOCUMENTS[0]] * 4, [ALL_TITLES[0]] * 4, products, relevance)
+    assert got == ["broken", "", "low_relevance", "low_word_relevance"]
+    assert reasons([], [], min_word_relevance=0.5, round_trip_top_k=3) == []
+
+
 def test_statistics_by_hand():
     assert is_copy("Wooden chair", "red wooden chair") and not is_copy(
         "red chair", "red wooden chair"
