@@ -35,7 +35,7 @@ from agr_trl.runtime import (
     commit,
     hardware,
     is_main_process,
-    last_checkpoint,
+    train,
     versions,
     wait_for_everyone,
     without_times,
@@ -159,7 +159,7 @@ def train_with_checkpoints(trainer: Any) -> None:
     """Train from the last checkpoint if there is one, then remove the checkpoints."""
     folder = Path(trainer.args.output_dir)
     keep_tensorboard(trainer)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    train(trainer)
     end_stage(trainer)
     wait_for_everyone()
     if is_main_process():

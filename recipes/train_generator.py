@@ -23,7 +23,7 @@ from agr_trl.generator import load_generator, sample_queries
 from agr_trl.hub import publish_folder, take_hub_settings
 from agr_trl.relevance import load_relevance_scorer
 from agr_trl.retriever import Retriever
-from agr_trl.runtime import is_main_process, last_checkpoint, require_model, run_recipe, start
+from agr_trl.runtime import is_main_process, require_model, run_recipe, start, train
 from agr_trl.search import BM25Index
 from agr_trl.stages import (
     acceptance_filter,
@@ -79,7 +79,7 @@ def main() -> None:
     trainer = generator_trainer(model, tokenizer, args, lora_args, script_args, prompts, rewards)
 
     # 3. Train, save, show
-    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+    train(trainer)
     folder = Path(args.output_dir)
     if is_main_process():
         trainer.save_model(str(folder / "generator"))

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -158,6 +159,23 @@ def test_the_last_checkpoint_is_the_newest_whole_one(tmp_path):
         if name != "checkpoint-11":  # interrupted while it was written
             (tmp_path / name / "trainer_state.json").write_text("{}")
     assert last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
+
+
+def test_slow_bfloat16_is_told_once(monkeypatch, caplog, tmp_path):
+    assert runtime._seconds_of_product(torch.bfloat16, 8) > 0
+    runtime.warn_of_slow_bfloat16.cache_clear()
+    seconds = {torch.bfloat16: 0.3, torch.float32: 0.3}
+    monkeypatch.setattr(runtime, "_seconds_of_product", seconds.get)
+    runtime.warn_of_slow_bfloat16()
+    assert not caplog.records
+    runtime.warn_of_slow_bfloat16.cache_clear()
+    seconds[torch.float32] = 0.2
+    for device, bf16 in (("cuda", True), ("cpu", False), ("cpu", True), ("cpu", True)):
+        args = SimpleNamespace(bf16=bf16, device=torch.device(device), output_dir=str(tmp_path))
+        runtime.train(SimpleNamespace(args=args, train=lambda resume_from_checkpoint: None))
+        assert len(caplog.records) == (bf16 and device == "cpu")
+    assert "take 1.5 times as long in bfloat16" in caplog.text
+    runtime.warn_of_slow_bfloat16.cache_clear()
 
 
 def test_times_and_nan_are_left_out():
