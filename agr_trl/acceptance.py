@@ -107,15 +107,12 @@ class AcceptanceFilter:
         relevance: np.ndarray,
     ) -> list[str]:
         """Return one reason a query ('' when accepted); inputs are aligned, S of shape (N,)."""
-        settings = self.settings
         query, document = np.array(queries, dtype=object), np.array(documents, dtype=object)
         rules: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
-            ("low_relevance", lambda rows: relevance[rows] >= settings.min_relevance),
+            ("low_relevance", lambda rows: relevance[rows] >= self.settings.min_relevance),
             (
                 "low_word_relevance",
-                lambda rows: (
-                    self._word_relevance(query[rows], document[rows]) >= settings.min_word_relevance
-                ),
+                lambda rows: self._has_relevant_words(query[rows], document[rows]),
             ),
             ("round_trip", lambda rows: self._returns(query[rows], product_indices[rows])),
         )
@@ -143,10 +140,11 @@ class AcceptanceFilter:
             return False
         return any(word not in self.vocabulary for word in query_words)
 
-    def _word_relevance(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    def _has_relevant_words(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
         if self.scorer is None or not self.settings.min_word_relevance:
-            return np.ones(len(queries))
-        return self.scorer.weakest_word(queries.tolist(), documents.tolist())
+            return np.ones(len(queries), dtype=bool)
+        weakest = self.scorer.weakest_word(queries.tolist(), documents.tolist())
+        return weakest >= self.settings.min_word_relevance
 
     def _returns(self, queries: np.ndarray, product_indices: np.ndarray) -> np.ndarray:
         if self.index is None or not self.settings.round_trip_top_k:

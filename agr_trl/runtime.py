@@ -251,7 +251,7 @@ def warn_of_slow_bfloat16() -> None:
     Its flags do not tell: with avx512_bf16 an AMD EPYC is twice as fast, and an Intel Xeon whose
     AMX the virtual machine hides half as fast.
     """
-    times = _seconds_of_product(torch.bfloat16) / _seconds_of_product(torch.float32)
+    times = matrix_speed(512) / matrix_speed(512, dtype=torch.bfloat16)
     if times > 1.2:
         logger.warning(
             "products of matrices take %.1f times as long in bfloat16 as in float32 on this "
@@ -260,15 +260,15 @@ def warn_of_slow_bfloat16() -> None:
         )
 
 
-def _seconds_of_product(dtype: torch.dtype, size: int = 768) -> float:
-    """Return the shortest of three times of a product, after one that does not count."""
-    matrix = torch.ones(size, size, dtype=dtype)
-    seconds = []
-    for _ in range(4):
+def matrix_speed(size: int = 2_048, repeats: int = 5, dtype: torch.dtype = torch.float32) -> float:
+    """Return the floating-point operations a second of a large matrix product, the best of some."""
+    left, right = torch.rand(size, size).to(dtype), torch.rand(size, size).to(dtype)
+    best = float("inf")
+    for _ in range(repeats):
         began = time.perf_counter()
-        torch.mm(matrix, matrix)
-        seconds.append(time.perf_counter() - began)
-    return min(seconds[1:])
+        torch.mm(left, right)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
 
 
 def train_and_evaluate(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -19,7 +19,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
@@ -30,7 +29,7 @@ from inputs import write_inputs
 from make_full_size_wands import write_full_size_wands
 
 from agr_trl.files import read_json, write_json
-from agr_trl.runtime import commit, hardware, run_recipe
+from agr_trl.runtime import commit, hardware, matrix_speed, run_recipe
 
 HERE = Path(__file__).parent
 WORKS = ("rl_step", "write_queries", "score_pairs", "train_retriever", "search", "load_data")
@@ -156,17 +155,6 @@ def add_floor(measured: dict, rl_step) -> None:
         "machine_operations_a_second": speed,
         "time_over_floor": median(ours["seconds"]) / (least / speed),
     }
-
-
-def matrix_speed(size: int = 2_048, repeats: int = 5, dtype: torch.dtype = torch.float32) -> float:
-    """Return the floating-point operations a second of a large matrix product, the best of some."""
-    left, right = torch.rand(size, size).to(dtype), torch.rand(size, size).to(dtype)
-    best = float("inf")
-    for _ in range(repeats):
-        began = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
 
 
 def as_table(result: dict) -> str:

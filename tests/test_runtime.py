@@ -162,14 +162,14 @@ def test_the_last_checkpoint_is_the_newest_whole_one(tmp_path):
 
 
 def test_slow_bfloat16_is_told_once(monkeypatch, caplog, tmp_path):
-    assert runtime._seconds_of_product(torch.bfloat16, 8) > 0
+    assert runtime.matrix_speed(8, dtype=torch.bfloat16) > 0
     runtime.warn_of_slow_bfloat16.cache_clear()
-    seconds = {torch.bfloat16: 0.3, torch.float32: 0.3}
-    monkeypatch.setattr(runtime, "_seconds_of_product", seconds.get)
+    speeds = {torch.bfloat16: 2.0, torch.float32: 2.0}
+    monkeypatch.setattr(runtime, "matrix_speed", lambda size, dtype=torch.float32: speeds[dtype])
     runtime.warn_of_slow_bfloat16()
     assert not caplog.records
     runtime.warn_of_slow_bfloat16.cache_clear()
-    seconds[torch.float32] = 0.2
+    speeds[torch.float32] = 3.0
     for device, bf16 in (("cuda", True), ("cpu", False), ("cpu", True), ("cpu", True)):
         args = SimpleNamespace(bf16=bf16, device=torch.device(device), output_dir=str(tmp_path))
         runtime.train(SimpleNamespace(args=args, train=lambda resume_from_checkpoint: None))
