@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from transformers import (
 from agr_trl.adapters import below_adapter
 from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import RetrieverArguments
+from agr_trl.cores import on_each_core
 from agr_trl.dropout import disable_dropout
 from agr_trl.errors import UserError
 from agr_trl.evaluation import PairMetrics, ranking_means, ranking_per_query
@@ -60,7 +62,8 @@ class Retriever:
 
     `blend_weight` is the retriever's share when its score is mixed with BM25's (chosen on dev); it
     is kept in the model's config, so it travels with the weights. `batch_tokens` is the padded size
-    of a batch that is scored; unless given 8,192, but 1,024 on a CPU, whose caches hold no more.
+    of a batch that is scored; unless given 8,192, but at most 1,024 on a CPU, whose caches hold no
+    more and whose cores score a batch each.
     With `bfloat16` pairs are scored under autocast: up to twice as fast where the processor or GPU
     computes in it, and log-odds change in their second decimal.
 
@@ -140,21 +143,28 @@ class Retriever:
         encoded = self.encode(queries, documents)
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
         scores = np.empty(len(lengths), dtype=np.float32)
-        device = self.model.device.type
-        batch_tokens = self.batch_tokens or (1_024 if device == "cpu" else 8_192)
+        device = self.model.device
         dtype = torch.bfloat16 if self.bfloat16 else torch.float32
-        autocast = torch.autocast(device, torch.bfloat16, enabled=self.bfloat16)
+
+        @torch.inference_mode()
+        def score_batch(rows: np.ndarray) -> None:
+            batch = self.tokenizer.pad(
+                {name: [column[row] for row in rows] for name, column in encoded.items()},
+                return_tensors="pt",
+            ).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+                logits = self.model(**batch).logits
+            scores[rows] = logits.reshape(-1).float().cpu().numpy()
+
+        batches = _batches_by_tokens(lengths, self.batch_tokens or _batch_tokens(lengths, device))
+        in_turn = map if device.type != "cpu" else on_each_core
+        scored = in_turn(score_batch, batches)
         was_training = self.model.training
         self.model.eval()
         try:
-            with autocast, _float32_logits(self.model), frozen_linear(self.model, dtype):
-                for rows in progress(_batches_by_tokens(lengths, batch_tokens), "scoring"):
-                    batch = self.tokenizer.pad(
-                        {name: [column[row] for row in rows] for name, column in encoded.items()},
-                        return_tensors="pt",
-                    ).to(self.model.device)
-                    logits = self.model(**batch).logits
-                    scores[rows] = logits.reshape(-1).float().cpu().numpy()
+            with _float32_logits(self.model), frozen_linear(self.model, dtype):
+                for _ in progress(scored, "scoring", len(batches)):
+                    pass
         finally:
             self.model.train(was_training)
         if not np.isfinite(scores).all():
@@ -386,6 +396,17 @@ def _float32_logits(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         yield
     finally:
         del last.forward
+
+
+def _batch_tokens(lengths: np.ndarray, device: torch.device) -> int:
+    """Return a batch's padded size; on a CPU one that gives all cores about as much to do."""
+    if device.type != "cpu":
+        return 8_192
+    cores, tokens = torch.get_num_threads(), int(lengths.sum())
+    if len(lengths) < cores:
+        return tokens  # one batch, for all cores together
+    turns = math.ceil(tokens / (1_024 * cores))
+    return math.ceil(tokens / (turns * cores))
 
 
 def _batches_by_tokens(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:

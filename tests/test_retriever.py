@@ -28,6 +28,7 @@ from agr_trl.errors import UserError
 from agr_trl.loading import resolve_model_name
 from agr_trl.retriever import (
     Retriever,
+    _batch_tokens,
     dev_metrics,
     load_retriever,
     retriever_trainer,
@@ -92,7 +93,41 @@ def test_scoring_pads_little():
     )
     retriever.score(["red"] * 12, documents)
     # Pairs have 4 tokens more than the document: 20, 18, 16; 15, 13, 12, 11; 9, 8, 7, 6, 5.
-    assert given == [(3, 20), (4, 15), (5, 9)]
+    assert sorted(given, key=lambda shape: -shape[1]) == [(3, 20), (4, 15), (5, 9)]
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_cores_that_score_side_by_side_give_the_scores_of_one(bfloat16):
+    retriever = build_retriever()
+    retriever.bfloat16 = bfloat16
+    queries, documents = QUERIES * 20, DOCUMENTS * 20
+    before = torch.get_num_threads()
+    scores = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            scores.append(retriever.score(queries, documents))
+    finally:
+        torch.set_num_threads(before)
+    # A bfloat16 product of another number of rows may round otherwise.
+    assert scores[1] == pytest.approx(scores[0], abs=0.02 if bfloat16 else 1e-5)
+    assert scores[2] == pytest.approx(scores[0], abs=0.02 if bfloat16 else 1e-5)
+
+
+def test_no_core_waits_while_others_score():
+    cpu = torch.device("cpu")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        # 32 pairs of 130 tokens are three turns of two cores, of 693.3 tokens each.
+        assert _batch_tokens(np.full(32, 130), cpu) == 694
+        assert _batch_tokens(np.full(2, 130), cpu) == 130
+        assert _batch_tokens(np.full(1, 130), cpu) == 130
+        torch.set_num_threads(4)
+        assert _batch_tokens(np.full(3, 130), cpu) == 390  # too few for a core each
+    finally:
+        torch.set_num_threads(before)
+    assert _batch_tokens(np.full(3, 130), torch.device("cuda")) == 8_192
 
 
 def test_long_texts_are_cut_on_either_side():
