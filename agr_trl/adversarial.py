@@ -360,11 +360,14 @@ class AdversarialRun:
         return table
 
     def _judge(self, drawn: pd.DataFrame, number: int) -> pd.DataFrame:
-        """Add relevance, the attacked retriever's probability, and why a query is not accepted."""
+        """Add relevance, the attacked retriever's probability, and why a query is not accepted.
+
+        Where nobody looks at the run, the retriever is asked about accepted queries alone: most are
+        not, and NaN stands for them.
+        """
         retriever = self.judge_at(self._best_retriever(number))
         queries, documents = drawn["query"].tolist(), drawn["document"].tolist()
         relevance = independent_scores(self.relevance, queries, documents)
-        probability = expit(score_distinct(retriever.score, queries, documents))
         reasons = self.acceptance.reasons(
             queries,
             documents,
@@ -372,13 +375,19 @@ class AdversarialRun:
             drawn["product_index"].to_numpy(),
             relevance,
         )
-        return drawn.assign(
+        judged = drawn.assign(
             round=number,
-            probability=probability,
+            probability=np.nan,
             relevance=relevance,
             reason=reasons,
             accepted=[not reason for reason in reasons],
         )
+        asked = judged if self.is_looked_at else judged[judged["accepted"]]
+        log_odds = score_distinct(
+            retriever.score, asked["query"].tolist(), asked["document"].tolist()
+        )
+        judged.loc[asked.index, "probability"] = expit(log_odds)
+        return judged
 
     def distil_relevance(self, target: Path, number: int) -> None:
         """Write a retriever that has learned S, and no judgement yet."""
@@ -551,9 +560,10 @@ class AdversarialRun:
             "accepted": len(accepted),
             "acceptance_rate": float(queries["accepted"].mean()),
             "not_accepted": queries.loc[~queries["accepted"], "reason"].value_counts().to_dict(),
-            "mean_probability": float(queries["probability"].mean()),
             "mean_relevance": float(queries["relevance"].mean()),
         }
+        if self.is_looked_at:
+            summary["mean_probability"] = float(queries["probability"].mean())
         summary |= query_statistics(queries["query"].tolist(), queries["document"].tolist())
         if len(accepted):
             summary["accepted_mean_probability"] = float(accepted["probability"].mean())
