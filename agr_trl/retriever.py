@@ -62,7 +62,7 @@ class Retriever:
 
     `blend_weight` is the retriever's share when its score is mixed with BM25's (chosen on dev); it
     is kept in the model's config, so it travels with the weights. `batch_tokens` is the padded size
-    of a batch that is scored; unless given 8,192, but at most 1,024 on a CPU, whose caches hold no
+    of a batch that is scored; unless given 8,192, but about 1,024 on a CPU, whose caches hold no
     more and whose cores score a batch each.
     With `bfloat16` pairs are scored under autocast: up to twice as fast where the processor or GPU
     computes in it, and log-odds change in their second decimal.
@@ -156,7 +156,10 @@ class Retriever:
                 logits = self.model(**batch).logits
             scores[rows] = logits.reshape(-1).float().cpu().numpy()
 
-        batches = _batches_by_tokens(lengths, self.batch_tokens or _batch_tokens(lengths, device))
+        if device.type == "cpu" and not self.batch_tokens:
+            batches = _batches_by_core(lengths, torch.get_num_threads())
+        else:
+            batches = _batches_by_tokens(lengths, self.batch_tokens or 8_192)
         in_turn = map if device.type != "cpu" else on_each_core
         scored = in_turn(score_batch, batches)
         was_training = self.model.training
@@ -398,15 +401,21 @@ def _float32_logits(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         del last.forward
 
 
-def _batch_tokens(lengths: np.ndarray, device: torch.device) -> int:
-    """Return a batch's padded size; on a CPU one that gives all cores about as much to do."""
-    if device.type != "cpu":
-        return 8_192
-    cores, tokens = torch.get_num_threads(), int(lengths.sum())
-    if len(lengths) < cores:
-        return tokens  # one batch, for all cores together
-    turns = math.ceil(tokens / (1_024 * cores))
-    return math.ceil(tokens / (turns * cores))
+def _batches_by_core(lengths: np.ndarray, cores: int) -> list[np.ndarray]:
+    """Split rows, longest first, into batches of about 1,024 tokens, as many for each core.
+
+    Batches hold as many tokens, to half a row at either end; one that padding would make twice as
+    large is split again. Fewer rows than cores are one batch, for all cores.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    if len(order) < cores:
+        return [order]
+    tokens = lengths[order]
+    turns = math.ceil(tokens.sum() / (1_024 * cores))
+    middles = (np.cumsum(tokens) - tokens / 2) / tokens.sum()  # in (0, 1)
+    batch_of = np.floor(middles * turns * cores)
+    even = np.split(order, np.flatnonzero(np.diff(batch_of)) + 1)
+    return [rows[part] for rows in even for part in _batches_by_tokens(lengths[rows], 2_048)]
 
 
 def _batches_by_tokens(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:

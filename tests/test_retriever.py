@@ -28,7 +28,7 @@ from agr_trl.errors import UserError
 from agr_trl.loading import resolve_model_name
 from agr_trl.retriever import (
     Retriever,
-    _batch_tokens,
+    _batches_by_core,
     dev_metrics,
     load_retriever,
     retriever_trainer,
@@ -115,19 +115,24 @@ def test_cores_that_score_side_by_side_give_the_scores_of_one(bfloat16):
 
 
 def test_no_core_waits_while_others_score():
-    cpu = torch.device("cpu")
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        # 32 pairs of 130 tokens are three turns of two cores, of 693.3 tokens each.
-        assert _batch_tokens(np.full(32, 130), cpu) == 694
-        assert _batch_tokens(np.full(2, 130), cpu) == 130
-        assert _batch_tokens(np.full(1, 130), cpu) == 130
-        torch.set_num_threads(4)
-        assert _batch_tokens(np.full(3, 130), cpu) == 390  # too few for a core each
-    finally:
-        torch.set_num_threads(before)
-    assert _batch_tokens(np.full(3, 130), torch.device("cuda")) == 8_192
+    # 64 pairs of 147 tokens are five turns of two cores, of 940.8 tokens each.
+    batches = _batches_by_core(np.full(64, 147), cores=2)
+    assert sorted(len(rows) for rows in batches) == [6] * 6 + [7] * 4
+    lengths = np.array([9, 1, 16, 4, 12, 7, 2, 14, 5, 11, 3, 8])
+    batches = _batches_by_core(lengths, cores=4)
+    assert [lengths[rows].tolist() for rows in batches] == [
+        [16],
+        [14, 12],
+        [11, 9, 8],
+        [7, 5, 4, 3, 2, 1],
+    ]
+    assert sorted(np.concatenate(batches)) == list(range(12))
+    assert [rows.tolist() for rows in _batches_by_core(lengths[:3], cores=4)] == [[2, 0, 1]]
+    # One long row does not pad a thousand short ones to its length.
+    lengths = np.array([600] + [1] * 1_000)
+    batches = _batches_by_core(lengths, cores=1)
+    assert max(len(rows) * lengths[rows].max() for rows in batches) <= 2_048
+    assert sorted(np.concatenate(batches)) == list(range(1_001))
 
 
 def test_long_texts_are_cut_on_either_side():
