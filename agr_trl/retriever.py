@@ -34,7 +34,7 @@ from transformers import (
 from agr_trl.adapters import below_adapter
 from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import RetrieverArguments
-from agr_trl.cores import on_each_core
+from agr_trl.cores import side_by_side
 from agr_trl.dropout import disable_dropout
 from agr_trl.errors import UserError
 from agr_trl.evaluation import PairMetrics, ranking_means, ranking_per_query
@@ -51,6 +51,11 @@ from agr_trl.small_models import build_small_bert
 from agr_trl.terminal import progress
 
 logger = logging.getLogger(__name__)
+
+# Of batches that are scored side by side each holds Python's lock for 5 ms with MiniLM-L6, of the
+# 175 ms that a core takes for 1,024 tokens: more workers would wait for each other. Less than so
+# many tokens each are scored sooner by all cores together.
+_MOST_WORKERS, _FEW_TOKENS = 16, 512
 
 # Their layers are built like BERT's, and the heads of their classifiers read the first token.
 _FIRST_TOKEN_FAMILIES = ("bert", "roberta", "xlm-roberta", "electra")
@@ -156,12 +161,12 @@ class Retriever:
                 logits = self.model(**batch).logits
             scores[rows] = logits.reshape(-1).float().cpu().numpy()
 
-        if device.type == "cpu" and not self.batch_tokens:
-            batches = _batches_by_core(lengths, torch.get_num_threads())
-        else:
+        workers = _workers(int(lengths.sum())) if device.type == "cpu" else 1
+        if self.batch_tokens or device.type != "cpu":
             batches = _batches_by_tokens(lengths, self.batch_tokens or 8_192)
-        in_turn = map if device.type != "cpu" else on_each_core
-        scored = in_turn(score_batch, batches)
+        else:
+            batches = _even_batches(lengths, workers)
+        scored = side_by_side(score_batch, batches, workers)
         was_training = self.model.training
         self.model.eval()
         try:
@@ -401,19 +406,22 @@ def _float32_logits(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         del last.forward
 
 
-def _batches_by_core(lengths: np.ndarray, cores: int) -> list[np.ndarray]:
-    """Split rows, longest first, into batches of about 1,024 tokens, as many for each core.
+def _workers(tokens: int) -> int:
+    """Return how many batches a CPU scores side by side."""
+    return max(1, min(torch.get_num_threads(), _MOST_WORKERS, tokens // _FEW_TOKENS))
+
+
+def _even_batches(lengths: np.ndarray, workers: int) -> list[np.ndarray]:
+    """Split rows, longest first, into batches of about 1,024 tokens, as many for each worker.
 
     Batches hold as many tokens, to half a row at either end; one that padding would make twice as
-    large is split again. Fewer rows than cores are one batch, for all cores.
+    large is split again.
     """
     order = np.argsort(-lengths, kind="stable")
-    if len(order) < cores:
-        return [order]
     tokens = lengths[order]
-    turns = math.ceil(tokens.sum() / (1_024 * cores))
+    turns = math.ceil(tokens.sum() / (1_024 * workers))
     middles = (np.cumsum(tokens) - tokens / 2) / tokens.sum()  # in (0, 1)
-    batch_of = np.floor(middles * turns * cores)
+    batch_of = np.floor(middles * turns * workers)
     even = np.split(order, np.flatnonzero(np.diff(batch_of)) + 1)
     return [rows[part] for rows in even for part in _batches_by_tokens(lengths[rows], 2_048)]
 

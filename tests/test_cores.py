@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from agr_trl.cores import on_each_core
+from agr_trl.cores import side_by_side
 
 
 @pytest.fixture
@@ -24,15 +24,27 @@ def test_two_items_are_worked_on_at_a_time_each_on_one_thread(two_threads):
         together.wait()
         seen.append((item, torch.get_num_threads()))
 
-    assert list(on_each_core(work, range(4))) == [None] * 4
+    assert list(side_by_side(work, range(4), 2)) == [None] * 4
     assert sorted(seen) == [(item, 1) for item in range(4)]
     assert torch.get_num_threads() == 2
 
 
-def test_fewer_items_than_threads_keep_all_threads(two_threads):
+def test_one_worker_is_the_caller_with_all_threads(two_threads):
     seen = []
-    list(on_each_core(lambda _: seen.append(threading.current_thread()), ["one"]))
-    assert seen == [threading.main_thread()]
+
+    def work(_):
+        seen.append((threading.current_thread(), torch.get_num_threads()))
+
+    list(side_by_side(work, ["one", "other"], 1))
+    assert seen == [(threading.main_thread(), 2)] * 2
+
+
+def test_threads_are_shared_out_among_fewer_workers(two_threads):
+    torch.set_num_threads(5)
+    seen = []
+    list(side_by_side(lambda _: seen.append(torch.get_num_threads()), range(6), 2))
+    assert seen == [2] * 6
+    assert torch.get_num_threads() == 5
 
 
 def test_an_error_ends_the_work_and_gives_the_threads_back(two_threads):
@@ -45,7 +57,7 @@ def test_an_error_ends_the_work_and_gives_the_threads_back(two_threads):
         done.append(item)
 
     with pytest.raises(ValueError, match="broken"):
-        list(on_each_core(work, range(1_000)))
+        list(side_by_side(work, range(1_000), 2))
     assert len(done) < 1_000
     assert torch.get_num_threads() == 2
     # A thread that begins now takes the process's number.
@@ -63,5 +75,5 @@ def test_a_core_computes_what_all_compute(two_threads):
     def work(row):
         products[row] = states[row] @ states[row].T
 
-    list(on_each_core(work, range(6)))
+    list(side_by_side(work, range(6), 2))
     torch.testing.assert_close(products, states @ states.transpose(1, 2))

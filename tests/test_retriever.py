@@ -1,5 +1,6 @@
 import copy
 import pickle
+import threading
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from agr_trl.errors import UserError
 from agr_trl.loading import resolve_model_name
 from agr_trl.retriever import (
     Retriever,
-    _batches_by_core,
+    _even_batches,
     dev_metrics,
     load_retriever,
     retriever_trainer,
@@ -100,7 +101,11 @@ def test_scoring_pads_little():
 def test_cores_that_score_side_by_side_give_the_scores_of_one(bfloat16):
     retriever = build_retriever()
     retriever.bfloat16 = bfloat16
-    queries, documents = QUERIES * 20, DOCUMENTS * 20
+    queries, documents = QUERIES * 60, DOCUMENTS * 60
+    threads_seen = set()
+    retriever.model.register_forward_pre_hook(
+        lambda *_: threads_seen.add((threading.current_thread().name[:4], torch.get_num_threads()))
+    )
     before = torch.get_num_threads()
     scores = []
     try:
@@ -109,17 +114,18 @@ def test_cores_that_score_side_by_side_give_the_scores_of_one(bfloat16):
             scores.append(retriever.score(queries, documents))
     finally:
         torch.set_num_threads(before)
+    assert threads_seen == {("Main", 1), ("core", 1)}
     # A bfloat16 product of another number of rows may round otherwise.
     assert scores[1] == pytest.approx(scores[0], abs=0.02 if bfloat16 else 1e-5)
     assert scores[2] == pytest.approx(scores[0], abs=0.02 if bfloat16 else 1e-5)
 
 
-def test_no_core_waits_while_others_score():
-    # 64 pairs of 147 tokens are five turns of two cores, of 940.8 tokens each.
-    batches = _batches_by_core(np.full(64, 147), cores=2)
+def test_no_worker_waits_while_others_score():
+    # 64 pairs of 147 tokens are five turns of two workers, of 940.8 tokens each.
+    batches = _even_batches(np.full(64, 147), workers=2)
     assert sorted(len(rows) for rows in batches) == [6] * 6 + [7] * 4
     lengths = np.array([9, 1, 16, 4, 12, 7, 2, 14, 5, 11, 3, 8])
-    batches = _batches_by_core(lengths, cores=4)
+    batches = _even_batches(lengths, workers=4)
     assert [lengths[rows].tolist() for rows in batches] == [
         [16],
         [14, 12],
@@ -127,10 +133,9 @@ def test_no_core_waits_while_others_score():
         [7, 5, 4, 3, 2, 1],
     ]
     assert sorted(np.concatenate(batches)) == list(range(12))
-    assert [rows.tolist() for rows in _batches_by_core(lengths[:3], cores=4)] == [[2, 0, 1]]
     # One long row does not pad a thousand short ones to its length.
     lengths = np.array([600] + [1] * 1_000)
-    batches = _batches_by_core(lengths, cores=1)
+    batches = _even_batches(lengths, workers=1)
     assert max(len(rows) * lengths[rows].max() for rows in batches) <= 2_048
     assert sorted(np.concatenate(batches)) == list(range(1_001))
 
