@@ -68,9 +68,9 @@ class Retriever:
     `blend_weight` is the retriever's share when its score is mixed with BM25's (chosen on dev); it
     is kept in the model's config, so it travels with the weights. `batch_tokens` is the padded size
     of a batch that is scored; unless given 8,192, but about 1,024 on a CPU, whose caches hold no
-    more and whose cores score a batch each.
-    With `bfloat16` pairs are scored under autocast: up to twice as fast where the processor or GPU
-    computes in it, and log-odds change in their second decimal.
+    more and whose cores score a batch each. With `bfloat16` pairs are scored under autocast: up to
+    twice as fast where the processor or GPU computes in it, and log-odds change in their second
+    decimal.
 
     The model's last layer works only for what the head reads, see `_keep_first_token`.
     """

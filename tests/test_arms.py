@@ -169,6 +169,8 @@ def test_an_arm_leaves_its_result_and_queries_but_no_models(finished):
             queries = pd.read_parquet(place / "queries.parquet")
             assert queries["second_judge"].between(0, 1).all()
             assert set(queries["round"]) == {1}
+            # R was asked about accepted queries alone.
+            assert queries["probability"].notna().equals(queries["accepted"])
     assert not (fold_folder(folder, 0, 0) / "shared").exists()
 
 
