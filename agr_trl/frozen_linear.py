@@ -1,11 +1,12 @@
-"""Cast and pack the weights that do not change once, however often they are used."""
+"""Cast, pack and add up the weights that do not change once, however often they are used."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 _FEW_ROWS = 64  # of which MKL multiplies less than half as fast as oneDNN
@@ -49,6 +50,41 @@ def frozen_linear(model: nn.Module, dtype: torch.dtype = torch.float32) -> Itera
         for part, weight in own.items():
             part.weight = weight
             vars(part).pop("forward", None)
+
+
+@contextmanager
+def merged_adapters(model: nn.Module) -> Iterator[None]:
+    """Compute linear layers and their LoRA in one float32 product each, without gradients.
+
+    With W + s B A in the place of W, added up here and forgotten on leaving: W itself is never
+    written, so nothing is lost to rounding however often this is entered. Of a decoding step of
+    T5-small the LoRA's own small products are 4 %. Left as they are: other kinds of adapters
+    (DoRA), and weights that `frozen_linear` has cast, into which a small change would be rounded.
+    """
+    merged = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, LoraLinear)
+        and type(layer.base_layer) is nn.Linear
+        and layer.base_layer.weight.dtype == torch.float32
+        and not (layer.disable_adapters or layer.merged or layer.lora_variant)
+    ]
+    can_pack = _can_pack(torch.float32)
+    for layer in merged:
+        weight = layer.base_layer.weight.detach().clone()
+        for name in layer.active_adapters:
+            if name in layer.lora_A:
+                weight += layer.get_delta_weight(name).detach()
+        bias = layer.base_layer.bias
+        if weight.device.type == "cpu" and can_pack:
+            layer.forward = partial(_product, packed=_PackedWeight(weight).packed, bias=bias)
+        else:
+            layer.forward = partial(nn.functional.linear, weight=weight, bias=bias)
+    try:
+        yield
+    finally:
+        for layer in merged:
+            del layer.forward
 
 
 def _can_pack(dtype: torch.dtype) -> bool:

@@ -1,7 +1,7 @@
 """Draw tokens from the plain softmax at a temperature, and remember how likely each was."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 import torch
 from peft import PeftModel
@@ -14,15 +14,15 @@ from transformers import (
 )
 
 from agr_trl.adapters import below_adapter
+from agr_trl.decoding import decode
 from agr_trl.encode_once import encode_once
-from agr_trl.frozen_linear import frozen_linear
+from agr_trl.frozen_linear import frozen_linear, merged_adapters
 from agr_trl.head_gradients import HeadGradients
-from agr_trl.recorded_decoding import decode
 
 _BLOCK = 128  # tokens: of the order of a vocabulary's root, so that both look-ups are short
 
-# Families whose decoding step can be recorded on a GPU.
-_RECORDED = ("t5", "mt5")
+# Families that are decoded here and not by `generate`; their step can be recorded on a GPU.
+_OWN_DECODING = ("t5", "mt5")
 
 # What `generate` is told when a `Sampler` draws.
 GREEDY = {"do_sample": False, **dict.fromkeys(("temperature", "top_k", "top_p", "min_p"))}
@@ -102,8 +102,18 @@ def sample_completions(
     """
     sampler = Sampler(temperature, head)
     base = below_adapter(model)
-    with blank_generation_config(model), encode_once(model):
-        if is_recorded(model):
+    device = input_ids.device.type
+    is_autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if is_autocast else torch.float32
+    with ExitStack() as contexts:
+        contexts.enter_context(encode_once(model))
+        if not is_recorded(model):
+            contexts.enter_context(frozen_linear(base, dtype))
+            if dtype == torch.float32:
+                contexts.enter_context(merged_adapters(model.get_decoder()))
+        if head:
+            contexts.enter_context(head.recording(model))
+        if model.config.model_type in _OWN_DECODING:
             ends = config.eos_token_id
             return decode(
                 base,
@@ -115,24 +125,21 @@ def sample_completions(
                 end_tokens=ends if isinstance(ends, list) else [ends],
                 pad_token=config.pad_token_id,
             )
-        device = input_ids.device.type
-        is_autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if is_autocast else torch.float32
-        with frozen_linear(base, dtype), head.recording(model) if head else nullcontext():
-            tokens = model.generate(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                decoder_input_ids=prefix,
-                decoder_attention_mask=torch.ones_like(prefix),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([sampler]),
-            )  # (B, D + C)
+        contexts.enter_context(blank_generation_config(model))
+        tokens = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=prefix,
+            decoder_attention_mask=torch.ones_like(prefix),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([sampler]),
+        )  # (B, D + C)
     return tokens[:, prefix.size(1) :], sampler.log_probabilities
 
 
 def is_recorded(model: PreTrainedModel | PeftModel) -> bool:
     """Whether a model decodes by a recorded step."""
-    return model.device.type == "cuda" and model.config.model_type in _RECORDED
+    return model.device.type == "cuda" and model.config.model_type in _OWN_DECODING
 
 
 def _block_sums(probabilities: Tensor) -> Tensor:

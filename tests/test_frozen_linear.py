@@ -2,9 +2,10 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from agr_trl.frozen_linear import frozen_linear
+from agr_trl.frozen_linear import frozen_linear, merged_adapters
 
 
 def layers() -> nn.Sequential:
@@ -74,3 +75,73 @@ def test_weights_come_back_after_an_error():
     with pytest.raises(KeyError), frozen_linear(model, torch.bfloat16):
         raise KeyError
     assert model[0].weight is weight
+
+
+def with_adapter(**options):
+    """Return the two layers under a LoRA whose product is not 0."""
+    config = LoraConfig(r=2, target_modules=["0", "2"], init_lora_weights=False, **options)
+    return get_peft_model(layers(), config)
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+@torch.no_grad()
+def test_merged_adapters_change_rounding_alone_and_leave_the_weights_untouched(
+    is_packed, monkeypatch
+):
+    if not is_packed:
+        monkeypatch.setattr("agr_trl.frozen_linear._can_pack", lambda dtype: False)
+    model = with_adapter()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    states = torch.randn(4, 5)
+    expected = model(states)
+    with frozen_linear(model), merged_adapters(model):
+        calls = [part.register_forward_hook(refuse) for part in adapter_parts(model)]
+        found = model(states)
+        for call in calls:
+            call.remove()
+    torch.testing.assert_close(found, expected)
+    assert model(states).equal(expected)
+    for name, weight in model.state_dict().items():
+        assert weight.equal(before[name])
+
+
+def adapter_parts(model):
+    return [part for name, part in model.named_modules() if name.endswith(".default")]
+
+
+def refuse(module, args, output):
+    raise AssertionError("a LoRA's own layer was called")
+
+
+@torch.no_grad()
+def test_an_adapter_that_is_switched_off_stays_off():
+    model = with_adapter()
+    states = torch.randn(4, 5)
+    with model.disable_adapter():
+        expected = model(states)
+        with merged_adapters(model):
+            assert model(states).equal(expected)
+    assert not model(states).allclose(expected)
+
+
+@torch.no_grad()
+def test_two_active_adapters_are_both_added():
+    model = with_adapter()
+    second = LoraConfig(r=3, target_modules=["0"], init_lora_weights=False)
+    model.add_adapter("second", second)
+    model.base_model.set_adapter(["default", "second"])
+    states = torch.randn(4, 5)
+    expected = model(states)
+    with merged_adapters(model):
+        torch.testing.assert_close(model(states), expected)
+
+
+@torch.no_grad()
+def test_dora_and_weights_that_were_cast_are_left_as_they_are():
+    model = with_adapter(use_dora=True)
+    with merged_adapters(model):
+        assert not any("forward" in vars(part) for part in model.modules())
+    model = with_adapter()
+    with frozen_linear(model, torch.bfloat16), merged_adapters(model):
+        parts = [part for part in model.modules() if "forward" in vars(part)]
+        assert parts and all(type(part) is nn.Linear for part in parts)

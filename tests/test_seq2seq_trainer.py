@@ -81,16 +81,16 @@ def sample(trainer: Any, texts: list[str] = GROUP) -> tuple[list[list[int]], lis
 def test_scored_log_probabilities_are_those_of_sampling(family, tmp_path, monkeypatch):
     model = build_model(family)
     trainer = build_trainer(model, tmp_path, max_completion_length=16)
-    generate, outputs = model.generate, []
+    draw, met = sampling.Sampler.draw, []
 
-    def recording(**kwargs):
-        outputs.append(generate(**kwargs, output_logits=True, return_dict_in_generate=True))
-        return outputs[0].sequences
+    def recording(sampler, logits):
+        met.append(logits.clone())
+        return draw(sampler, logits)
 
-    monkeypatch.setattr(model, "generate", recording)
+    monkeypatch.setattr(sampling.Sampler, "draw", recording)
     prompts, _, _ = trainer._tokenize_prompts(GROUP)
     completions, while_sampling = trainer._sample(prompts)
-    logits = torch.stack(outputs[0].logits, dim=1)
+    logits = torch.stack(met, dim=1)
     sampled = (logits / trainer.temperature).log_softmax(-1)  # (B, C, V)
     logps, entropies, _ = score(trainer, prompts, completions, compute_entropy=True)
 

@@ -1,4 +1,4 @@
-"""Decoding by a step that can be recorded draws what `generate` draws; on a GPU it is recorded."""
+"""Own decoding draws what `generate` draws; on a GPU its step is recorded."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ from peft import LoraConfig, get_peft_model
 from seq2seq_models import EOS, PAD, build_model
 from transformers import GenerationConfig
 
-from agr_trl import recorded_decoding
+from agr_trl import sampling
+from agr_trl.decoding import decode
 from agr_trl.encode_once import encode_once
-from agr_trl.recorded_decoding import decode
 from agr_trl.sampling import GREEDY, Sampler, sample_completions
 
 TOKENS = 9
@@ -33,7 +33,7 @@ def model_and_inputs(family, device="cpu", adapter=False):
     return model, ids, ids.ne(PAD).long(), torch.zeros(len(ids), 1, dtype=torch.long, device=device)
 
 
-def by_recorded_step(model, ids, mask, prefix, temperature, max_tokens=TOKENS):
+def by_own_step(model, ids, mask, prefix, temperature, max_tokens=TOKENS):
     options = {"max_tokens": max_tokens, "end_tokens": [EOS], "pad_token": PAD}
     with torch.no_grad(), encode_once(model):
         return decode(model, ids, mask, prefix, Sampler(temperature).draw, **options)
@@ -59,13 +59,16 @@ def assert_scored_alike(model, ids, mask, tokens, logps, temperature, tolerance)
         assert own == pytest.approx(by_pass, abs=tolerance)
 
 
+@pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize("family", ["t5", "flan-t5", "mt5"])
-def test_it_draws_what_generate_draws(family):
-    inputs = model_and_inputs(family)
+def test_it_draws_what_generate_draws(family, adapter, monkeypatch):
+    inputs = model_and_inputs(family, adapter=adapter)
+    torch.manual_seed(5)
+    found = up_to_end(*sample_completions(*inputs, CONFIG, 1.0))
+    monkeypatch.setattr(sampling, "_OWN_DECODING", ())
+    monkeypatch.setattr(sampling, "decode", None)
     torch.manual_seed(5)
     expected = up_to_end(*sample_completions(*inputs, CONFIG, 1.0))
-    torch.manual_seed(5)
-    found = up_to_end(*by_recorded_step(*inputs, 1.0))
     for (ids, logps), (own_ids, own_logps) in zip(expected, found, strict=True):
         assert own_ids == ids
         assert own_logps == pytest.approx(logps, abs=1e-5)
@@ -75,12 +78,11 @@ def test_it_draws_what_generate_draws(family):
 def test_draws_have_the_log_probabilities_that_one_pass_over_them_gives():
     model, ids, mask, prefix = model_and_inputs("t5")
     torch.manual_seed(0)
-    tokens, logps = by_recorded_step(model, ids, mask, prefix, 0.7)
+    tokens, logps = by_own_step(model, ids, mask, prefix, 0.7)
     assert_scored_alike(model, ids, mask, tokens, logps, 0.7, 1e-5)
 
 
-def test_a_row_is_padded_behind_its_end_and_decoding_stops_when_all_have_ended(monkeypatch):
-    monkeypatch.setattr(recorded_decoding, "LOOK_EVERY", 2)
+def test_a_row_is_padded_behind_its_end_and_decoding_stops_when_all_have_ended():
     model, ids, mask, prefix = model_and_inputs("t5")
     script = iter([[5, EOS, 5, 5, 5], [EOS, 6, 6, EOS, EOS], [7, 7, EOS, 7, 7], [8] * 5, [8] * 5])
 
@@ -91,19 +93,18 @@ def test_a_row_is_padded_behind_its_end_and_decoding_stops_when_all_have_ended(m
     options = {"max_tokens": TOKENS, "end_tokens": [EOS], "pad_token": PAD}
     with torch.no_grad(), encode_once(model):
         tokens, _ = decode(model, ids, mask, prefix, draw, **options)
-    # Looked at after two and four tokens; all had ended after the third.
     assert tokens.tolist() == [
-        [5, EOS, PAD, PAD],
-        [EOS, PAD, PAD, PAD],
-        [5, 6, EOS, PAD],
-        [5, EOS, PAD, PAD],
-        [5, EOS, PAD, PAD],
+        [5, EOS, PAD],
+        [EOS, PAD, PAD],
+        [5, 6, EOS],
+        [5, EOS, PAD],
+        [5, EOS, PAD],
     ]
 
 
 def test_one_token_needs_no_second_step():
     inputs = model_and_inputs("t5")
-    tokens, logps = by_recorded_step(*inputs, 1.0, max_tokens=1)
+    tokens, logps = by_own_step(*inputs, 1.0, max_tokens=1)
     assert tokens.shape == logps.shape == (len(PROMPTS), 1)
 
 
