@@ -81,7 +81,9 @@ class HeadGradients:
     def take(
         self, scaled: Tensor, probabilities: Tensor, tokens: Tensor, temperature: float
     ) -> None:
-        """Take the gradients of drawn tokens (B, 1); `scaled`, their logits / T, is written over.
+        """Take the gradients of drawn tokens (B, 1) from logits / T, `scaled`, and their softmax.
+
+        The probabilities are written over.
 
         With x = logits / T, p its softmax and Z the softmax's sum: d log p(t) / d logits_v =
         ([v = t] - p_v) / T, and H = log Z - sum_v p_v x_v, where log Z = x_t - log p_t.
@@ -89,11 +91,11 @@ class HeadGradients:
         assert self._logits is not None and self._hidden is not None
         normalizers = scaled.gather(1, tokens) - probabilities.gather(1, tokens).log()
         self._entropies.append(normalizers - torch.linalg.vecdot(probabilities, scaled)[:, None])
-        torch.mul(probabilities, -1 / temperature, out=scaled)
-        scaled.scatter_add_(1, tokens, torch.full_like(normalizers, 1 / temperature))
-        of_logits = scaled[:, None].to(self._logits.dtype)
+        # The factor -1 / T stands before what is as wide as the hidden state, not the vocabulary.
+        probabilities.scatter_add_(1, tokens, torch.full_like(normalizers, -1))
+        of_logits = probabilities[:, None].to(self._logits.dtype)
         (gradient,) = torch.autograd.grad(self._logits, self._hidden, of_logits)
-        self._gradients.append(gradient.float())
+        self._gradients.append(gradient.float() / -temperature)
         self._logits = self._hidden = None
 
     def of(self, logps: Tensor) -> Drawn:
