@@ -40,8 +40,9 @@ def decode(
     """
     decoder = model.get_decoder().config
     is_recorded = input_ids.is_cuda
-    length = prefix.size(1) + max_tokens
-    own = StaticCache(decoder, length) if is_recorded else DynamicCache(config=decoder)
+    own = DynamicCache(config=decoder)
+    if is_recorded:  # replayed steps write to one place
+        own = StaticCache(config=decoder, max_cache_len=prefix.size(1) + max_tokens)
     cache = EncoderDecoderCache(own, DynamicCache(config=decoder))
     encoded = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
     ends = torch.tensor(end_tokens, device=input_ids.device)

@@ -59,7 +59,8 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
     With W + s B A in the place of W, added up here and forgotten on leaving: W itself is never
     written, so nothing is lost to rounding however often this is entered. Of a decoding step of
     T5-small the LoRA's own small products are 4 %. Left as they are: other kinds of adapters
-    (DoRA), and weights that `frozen_linear` has cast, into which a small change would be rounded.
+    (DoRA, biases), and weights that `frozen_linear` has cast, into which a small change would be
+    rounded.
     """
     merged = [
         layer
@@ -67,7 +68,9 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
         if isinstance(layer, LoraLinear)
         and type(layer.base_layer) is nn.Linear
         and layer.base_layer.weight.dtype == torch.float32
-        and not (layer.disable_adapters or layer.merged or layer.lora_variant)
+        and not (layer.disable_adapters or layer.merged)
+        and not (layer.lora_variant or any(layer.lora_bias.values()))
+        and "forward" not in vars(layer)
     ]
     can_pack = _can_pack(torch.float32)
     for layer in merged:

@@ -137,10 +137,11 @@ def test_two_active_adapters_are_both_added():
 
 
 @torch.no_grad()
-def test_dora_and_weights_that_were_cast_are_left_as_they_are():
-    model = with_adapter(use_dora=True)
-    with merged_adapters(model):
-        assert not any("forward" in vars(part) for part in model.modules())
+def test_other_adapters_and_weights_that_were_cast_are_left_as_they_are():
+    for options in ({"use_dora": True}, {"lora_bias": True}):
+        model = with_adapter(**options)
+        with merged_adapters(model):
+            assert not any("forward" in vars(part) for part in model.modules())
     model = with_adapter()
     with frozen_linear(model, torch.bfloat16), merged_adapters(model):
         parts = [part for part in model.modules() if "forward" in vars(part)]
