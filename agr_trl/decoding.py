@@ -71,8 +71,9 @@ def decode(
         return logps
 
     advance = _recorded(next_step) if is_recorded else next_step
+    look_every = LOOK_EVERY if is_recorded else 1
     for count in range(1, max_tokens):
-        if (count % LOOK_EVERY == 0 or not is_recorded) and not is_open.any():
+        if count % look_every == 0 and not is_open.any():
             break
         all_logps.append(advance().clone())
         tokens.append(token.clone())

@@ -43,7 +43,7 @@ def frozen_linear(model: nn.Module, dtype: torch.dtype = torch.float32) -> Itera
         if dtype != torch.float32:
             part.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
         if weight.device.type == "cpu" and can_pack:
-            part.forward = _packed_forward(part)  # type: ignore[method-assign]
+            part.forward = _packed_forward(part.weight, part.bias)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -80,7 +80,7 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
                 weight += layer.get_delta_weight(name).detach()
         bias = layer.base_layer.bias
         if weight.device.type == "cpu" and can_pack:
-            layer.forward = partial(_product, packed=_PackedWeight(weight).packed, bias=bias)
+            layer.forward = _packed_forward(weight, bias)
         else:
             layer.forward = partial(nn.functional.linear, weight=weight, bias=bias)
     try:
@@ -101,9 +101,9 @@ def _can_pack(dtype: torch.dtype) -> bool:
     return dtype not in supports or bool(supports[dtype]())
 
 
-def _packed_forward(linear: nn.Linear) -> Any:
-    """Return a forward for `linear`, (..., in) to (..., out), that reads a packed weight."""
-    weight, bias = _PackedWeight(linear.weight.detach()), linear.bias
+def _packed_forward(plain: Tensor, bias: Tensor | None) -> Any:
+    """Return a linear layer's forward, (..., in) to (..., out), that reads its weight packed."""
+    weight = _PackedWeight(plain.detach())
 
     def forward(states: Tensor) -> Tensor:
         states = states.to(weight.plain.dtype)
