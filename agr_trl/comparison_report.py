@@ -144,6 +144,7 @@ def comparison_content(folder: Path) -> dict[str, Any]:
             test | {"name": arm_name(key), "note": changes_text(evidence, key)}
             for key, test in evidence.get("ablations", {}).items()
         ],
+        "hard_queries": evidence.get("hard_queries"),
         "round_charts": arm_charts(
             evidence["rounds"], {key: arm_name(key) for key in evidence["rounds"]}, SUBJECT
         ),

@@ -54,6 +54,7 @@ AREAS = ("pr_auc", "roc_auc")
 RANKINGS = ("judged/ndcg@10", "judged/mrr@10", "judged/map", "rerank/ndcg@10", "blend/ndcg@10")
 EXAMPLES = 30
 EXAMPLES_PER_QUERY = 2
+HARD_SHARE = 1 / 3  # of the queries, those that R of round 0 ranks worst
 DISAGREEMENT = 1 / 3  # of ranks inside a fold, each in [0, 1]
 ALARM_CHANGE = 0.01  # in the mean of S or of the second judge, each in [0, 1]
 
@@ -90,7 +91,8 @@ def build_evidence(
     other arm on the primary metric. `per_query` has, for each control, both values of each query,
     the largest gain first: of the primary metric where that is a ranking's, else average precision
     over the query's judged pairs, if it has both classes; effect size, wins and losses are over
-    these. `disagreement` says whom people side with where S and the attacked retriever differ. An
+    these. `hard_queries` has the same means and tests over the queries that R of round 0 ranks
+    worst. `disagreement` says whom people side with where S and the attacked retriever differ. An
     audit is the mean over seeds and folds; but for the counts it is of the accepted
     queries, which are those that R learned from. `ablations` (name -> what it changes) are rows
     like the arms and have a test each, which is no part of Holm's correction. None stands for what
@@ -109,16 +111,15 @@ def build_evidence(
             f"`{folder}` has no {primary_metric} of every arm; it has {', '.join(scores)}"
         )
     per_seed = {
-        arm: rankings[arm][primary_metric]
-        if primary_metric in RANKINGS
-        else _average_precision(own)
+        arm: _values_by_query(own, primary_metric, rankings.get(arm))
         for arm, own in parts.items()
-        if arm in arms or arm in changes
+        if arm in scores[primary_metric]
     }
     values = pd.DataFrame({arm: own.groupby("query_id").mean() for arm, own in per_seed.items()})
     values.index = values.index.map(judged.groupby("query_id")["query"].first())
     written = [arm for arm in (*arms, *changes) if parts[arm][0].queries is not None]
     audits = {arm: _audit(parts[arm]) for arm in written}
+    before = _values_by_query([_as_before(part) for part in parts[TESTED]], primary_metric)
     differences = (scores, primary_metric, values)
     return {
         "dataset": dataset,
@@ -139,6 +140,9 @@ def build_evidence(
             name: {"changes": dict(changes[name])} | _without_holm(test)
             for name, test in _tests(*differences, list(changes), resamples, seed).items()
         },
+        "hard_queries": _on_hard_queries(
+            per_seed, before, [arm for arm in arms if arm != TESTED], resamples, seed
+        ),
         "rounds": {arm: _rounds(parts[arm], primary_metric) for arm in (*arms, *changes)},
         "audits": audits,
         "alarms": alarms(audits),
@@ -290,6 +294,20 @@ def _ranking_scores(rankings: Mapping[str, pd.DataFrame]) -> Scores:
     return scores
 
 
+def _values_by_query(
+    parts: Sequence[Part], primary_metric: str, rankings: pd.DataFrame | None = None
+) -> pd.Series:
+    """Return what a query is worth by itself, by seed and query; `rankings` if they are known."""
+    if primary_metric not in RANKINGS:
+        return _average_precision(parts)
+    return (_rankings(parts) if rankings is None else rankings)[primary_metric]
+
+
+def _as_before(part: Part) -> Part:
+    """Return a part as if the retriever of round 0 had scored it."""
+    return part._replace(pairs=part.pairs.assign(retriever=part.pairs["before"]))
+
+
 def _average_precision(parts: Sequence[Part]) -> pd.Series:
     """Return the average precision of each seed and query (index) that has both classes."""
     values = {
@@ -369,6 +387,38 @@ def _tests(
             "ties": int((differences == 0).sum()),
         }
     return tests
+
+
+def _on_hard_queries(
+    per_seed: Mapping[str, pd.Series],
+    before: pd.Series,
+    controls: Sequence[str],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return each arm's mean over the third of queries that R of round 0 ranks worst, and tests.
+
+    All arms go on from that R, so those of one seed and fold share its mistakes. Worst is by its
+    mean over the seeds. Chosen so, every arm's mean is above `before` by regression to the mean
+    alone; the differences between arms are what tells whether hard queries were learned.
+    """
+    by_query = before.groupby("query_id").mean().sort_values(kind="stable")
+    hard = by_query.index[: max(2, round(HARD_SHARE * len(by_query)))]
+    folds = {
+        arm: [
+            Fold(int(own_seed), np.arange(len(hard)), rows.to_numpy(), np.ones(len(hard)))
+            for own_seed, rows in own.unstack()[hard].iterrows()
+        ]
+        for arm, own in per_seed.items()
+    }
+    means = {arm: own.groupby("query_id").mean()[hard] for arm, own in per_seed.items()}
+    return {
+        "queries": len(hard),
+        "of": len(by_query),
+        "before": float(by_query[hard].mean()),
+        "arms": {arm: float(own.mean()) for arm, own in means.items()},
+        "tests": _tests({"mean": folds}, "mean", pd.DataFrame(means), controls, resamples, seed),
+    }
 
 
 def _without_holm(test: Mapping[str, Any]) -> dict[str, Any]:
@@ -533,7 +583,11 @@ def evidence_table(evidence: Mapping[str, Any]) -> str:
         f"{seeds} seed{'s' * (seeds != 1)}, {folds} folds, {evidence['resamples']} resamples"
     )
     alarms = [f"alarm: {sentence}" for sentence in evidence["alarms"]]
-    tables = [primary_table(evidence), _other_metrics_table(evidence)]
+    tables = [
+        primary_table(evidence),
+        _hard_queries_table(evidence["hard_queries"]),
+        _other_metrics_table(evidence),
+    ]
     return "\n\n".join([head, *tables, *alarms])
 
 
@@ -557,6 +611,16 @@ def primary_table(evidence: Mapping[str, Any]) -> str:
                 number(test.get("p_holm")),
             ]
         )
+    return _markdown_table(rows)
+
+
+def _hard_queries_table(hard: Mapping[str, Any]) -> str:
+    head = [f"the {hard['queries']} hardest of {hard['of']} queries", "mean", f"{TESTED} −"]
+    rows = [[*head, "p", "p (Holm)"], ["R of round 0", number(hard["before"]), "–", "–", "–"]]
+    for arm, mean in hard["arms"].items():
+        test = hard["tests"].get(arm, {})
+        differences = (signed(test.get("difference")), number(test.get("p")))
+        rows.append([arm, number(mean), *differences, number(test.get("p_holm"))])
     return _markdown_table(rows)
 
 

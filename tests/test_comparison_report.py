@@ -141,6 +141,13 @@ def make_evidence(
         "arms": arms,
         "tests": tests,
         "ablations": {},
+        "hard_queries": {
+            "queries": 80,
+            "of": 240,
+            "before": 0.4321,
+            "arms": {arm: mean - 0.2 for arm, mean in means.items()},
+            "tests": tests,
+        },
         "rounds": rounds,
         "audits": audits,
         "disagreement": {"pairs": 30, "share": 0.3, "s_right": 0.52},
@@ -189,6 +196,20 @@ def test_page_answers_first_and_shows_the_numbers(tmp_path: Path) -> None:
         assert words in page.text
     assert "python recipes/compare_arms.py --config wands_pairs/config.yaml" in page.text
     assert str(tmp_path) not in page.text
+
+
+def test_hard_queries_have_a_table_where_the_evidence_has_them(tmp_path: Path) -> None:
+    evidence = make_evidence()
+    page = page_of(write_comparison_report, make_folder(tmp_path / "run", evidence))
+    assert "On the 80 queries of 240 that R of round 0 ranks worst" in page.text
+    assert page.row("R of round 0the start")[1:] == ["0.432", "–", "–", "–", "–"]
+    row = next(
+        row for row in page.rows if row and row[1:3] == ["0.480", "+0.061"]
+    )  # .741 - .061 - .2
+    assert row == ["supervised", "0.480", "+0.061", "[+0.053, +0.070]", "0.0005", "0.0025"]
+    del evidence["hard_queries"]  # published before there were any
+    page = page_of(write_comparison_report, make_folder(tmp_path / "older", evidence))
+    assert "ranks worst" not in page.text
 
 
 def test_rounds_audits_alarms_and_examples(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_the_head(on_pairs: dict[str, Any]) -> None:
     }
     assert {key: on_pairs[key] for key in head} == head
     tables = {"arms", "tests", "ablations", "rounds", "audits", "alarms", "per_query", "examples"}
-    tables |= {"disagreement"}
+    tables |= {"disagreement", "hard_queries"}
     assert on_pairs.keys() == head.keys() | tables
     assert list(on_pairs["arms"]) == ["bm25", "cosine", *ARMS]
     assert list(on_pairs["tests"]) == list(on_pairs["per_query"]) == CONTROLS
@@ -229,6 +229,23 @@ def test_values_per_query(on_pairs: dict[str, Any]) -> None:
         {"query": "oak table", "adversarial": 1.0, "control": 0.75},
         {"query": "wool rug", "adversarial": 1.0, "control": 0.75},
     ]
+
+
+def test_hard_queries_by_hand(on_pairs: dict[str, Any], on_rankings: dict[str, Any]) -> None:
+    # R of round 0 has query 0 wrong alone; of the others the first makes the second of two.
+    hard = on_pairs["hard_queries"]
+    assert (hard["queries"], hard["of"], hard["before"]) == (2, 4, 0.75)
+    right = {"bm25": 1.0, "adversarial": 1.0, "random_crops": 1.0}
+    assert hard["arms"] == {arm: right.get(arm, 0.5) for arm in ("bm25", "cosine", *ARMS)}
+    assert list(hard["tests"]) == CONTROLS
+    supervised = hard["tests"]["supervised"]
+    assert (supervised["difference"], supervised["wins"]) == (0.5, 2)
+    assert (supervised["low"], supervised["high"]) == (0.5, 0.5)
+    assert supervised["p"] == 2 / 2**2
+    assert supervised["p_holm"] == 1
+    second = 1 / math.log2(3)
+    assert on_rankings["hard_queries"]["before"] == pytest.approx((second + 1) / 2)
+    assert on_rankings["hard_queries"]["arms"]["cosine"] == pytest.approx(second)
 
 
 def test_ranking_metrics_by_hand(on_rankings: dict[str, Any]) -> None:
@@ -383,7 +400,7 @@ def test_the_same_files_give_the_same_evidence(pairs_run: Path, on_pairs: dict[s
 
 
 def test_the_tables(on_pairs: dict[str, Any]) -> None:
-    head, tests, others, alarm = evidence_table(on_pairs).split("\n\n")
+    head, tests, hard, others, alarm = evidence_table(on_pairs).split("\n\n")
     assert head == "toy: 4 queries, 8 judged pairs, 2 seeds, 2 folds, 300 resamples"
     assert tests == primary_table(on_pairs)
     cells = table_cells(tests)
@@ -391,6 +408,10 @@ def test_the_tables(on_pairs: dict[str, Any]) -> None:
     assert list(cells)[2:] == ["bm25", "cosine", *ARMS]
     assert cells["warm_up_generator"] == ["0.500", "[0.500, 0.500]", "+0.500", "0.125", "0.625"]
     assert cells["adversarial"] == ["1.000", "[1.000, 1.000]", "–", "–", "–"]
+    cells = table_cells(hard)
+    assert cells["the 2 hardest of 4 queries"] == ["mean", "adversarial −", "p", "p (Holm)"]
+    assert cells["R of round 0"] == ["0.750", "–", "–", "–"]
+    assert cells["supervised"] == ["0.500", "+0.500", "0.500", "1.000"]
     cells = table_cells(others)
     assert cells["arm"] == ["ROC-AUC", "ECE", "log loss"]
     assert cells["bm25"] == ["1.000", "–", "–"]
