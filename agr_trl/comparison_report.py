@@ -145,6 +145,7 @@ def comparison_content(folder: Path) -> dict[str, Any]:
             for key, test in evidence.get("ablations", {}).items()
         ],
         "hard_queries": evidence.get("hard_queries"),
+        "beside_s": evidence.get("beside_s"),
         "round_charts": arm_charts(
             evidence["rounds"], {key: arm_name(key) for key in evidence["rounds"]}, SUBJECT
         ),

@@ -92,9 +92,10 @@ def build_evidence(
     the largest gain first: of the primary metric where that is a ranking's, else average precision
     over the query's judged pairs, if it has both classes; effect size, wins and losses are over
     these. `hard_queries` has the same means and tests over the queries that R of round 0 ranks
-    worst. `disagreement` says whom people side with where S and the attacked retriever differ. An
-    audit is the mean over seeds and folds; but for the counts it is of the accepted
-    queries, which are those that R learned from. `ablations` (name -> what it changes) are rows
+    worst; `beside_s` has the means of S and each arm's R together, and their tests against S alone.
+    `disagreement` says whom people side with where S and the attacked retriever differ. An audit is
+    the mean over seeds and folds; but for the counts it is of the accepted queries, which are those
+    that R learned from. `ablations` (name -> what it changes) are rows
     like the arms and have a test each, which is no part of Holm's correction. None stands for what
     is not defined. Raises `UserError` for a folder that lacks a part and for a primary metric that
     the data does not have.
@@ -120,6 +121,8 @@ def build_evidence(
     written = [arm for arm in (*arms, *changes) if parts[arm][0].queries is not None]
     audits = {arm: _audit(parts[arm]) for arm in written}
     before = _values_by_query([_as_before(part) for part in parts[TESTED]], primary_metric)
+    controls = {arm: (TESTED, arm) for arm in arms if arm != TESTED}
+    ablated = {name: (TESTED, name) for name in changes}
     differences = (scores, primary_metric, values)
     return {
         "dataset": dataset,
@@ -135,19 +138,20 @@ def build_evidence(
         ),
         "hardware": hardware,
         "arms": _arm_rows(scores, primary_metric, list(parts), resamples, seed),
-        "tests": _tests(*differences, [arm for arm in arms if arm != TESTED], resamples, seed),
+        "tests": _tests(*differences, controls, resamples, seed),
         "ablations": {
             name: {"changes": dict(changes[name])} | _without_holm(test)
-            for name, test in _tests(*differences, list(changes), resamples, seed).items()
+            for name, test in _tests(*differences, ablated, resamples, seed).items()
         },
-        "hard_queries": _on_hard_queries(
-            per_seed, before, [arm for arm in arms if arm != TESTED], resamples, seed
+        "hard_queries": _on_hard_queries(per_seed, before, controls, resamples, seed),
+        "beside_s": _beside_s(
+            {arm: parts[arm] for arm in ("cosine", *arms)}, primary_metric, resamples, seed
         ),
         "rounds": {arm: _rounds(parts[arm], primary_metric) for arm in (*arms, *changes)},
         "audits": audits,
         "alarms": alarms(audits),
         "disagreement": _disagreement(parts[TESTED], parts["cosine"]),
-        "per_query": {arm: _pairs_of_values(values, arm) for arm in arms if arm != TESTED},
+        "per_query": {arm: _pairs_of_values(values, arm) for arm in controls},
         "examples": _examples(parts[TESTED]),
     }
 
@@ -354,32 +358,34 @@ def _tests(
     scores: Scores,
     primary_metric: str,
     values: pd.DataFrame,
-    controls: Sequence[str],
+    compared: Mapping[str, tuple[str, str]],
     resamples: int,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Return the paired test of the tested arm against each control, on the primary metric."""
-    if not controls:
+    """Return the paired test of each comparison, name -> (arm, control), on the primary metric."""
+    if not compared:
         return {}
     metric = PAIR_METRICS.get(primary_metric, weighted_mean)
     own = scores[primary_metric]
-    contrasts = np.column_stack([np.ones(len(controls)), -np.eye(len(controls))])
-    folds = [own[arm] for arm in (TESTED, *controls)]
-    intervals = bootstrap_intervals(metric, folds, contrasts, resamples, seed)
+    arms = list(dict.fromkeys(arm for both in compared.values() for arm in both))
+    contrasts = np.zeros((len(compared), len(arms)))
+    for row, (arm, control) in zip(contrasts, compared.values(), strict=True):
+        row[arms.index(arm)], row[arms.index(control)] = 1, -1
+    intervals = bootstrap_intervals(metric, [own[arm] for arm in arms], contrasts, resamples, seed)
     p_values = {}
-    for control in controls:
-        logger.info("%s against %s", TESTED, control)
-        p_values[control] = paired_randomisation(metric, own[TESTED], own[control], resamples, seed)
+    for name, (arm, control) in compared.items():
+        logger.info("%s against %s", arm, control)
+        p_values[name] = paired_randomisation(metric, own[arm], own[control], resamples, seed)
     adjusted = holm(p_values)
     tests = {}
-    for control, interval in zip(controls, intervals, strict=True):
-        differences = (values[TESTED] - values[control]).to_numpy().round(9)
-        tests[control] = {
+    for (name, (arm, control)), interval in zip(compared.items(), intervals, strict=True):
+        differences = (values[arm] - values[control]).to_numpy().round(9)
+        tests[name] = {
             "difference": interval.value,
             "low": _defined(interval.low),
             "high": _defined(interval.high),
-            "p": p_values[control],
-            "p_holm": adjusted[control],
+            "p": p_values[name],
+            "p_holm": adjusted[name],
             "effect_size": effect_size(differences),
             "detectable": _defined(detectable_difference(interval.query_error)),
             "wins": int((differences > 0).sum()),
@@ -392,7 +398,7 @@ def _tests(
 def _on_hard_queries(
     per_seed: Mapping[str, pd.Series],
     before: pd.Series,
-    controls: Sequence[str],
+    controls: Mapping[str, tuple[str, str]],
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -419,6 +425,46 @@ def _on_hard_queries(
         "arms": {arm: float(own.mean()) for arm, own in means.items()},
         "tests": _tests({"mean": folds}, "mean", pd.DataFrame(means), controls, resamples, seed),
     }
+
+
+def _beside_s(
+    parts: Mapping[str, list[Part]], primary_metric: str, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Return the primary metric of S and each arm's R together, and its tests against S alone.
+
+    S is there already, and cheap to search with; so whoever has it asks what R adds to it. The two
+    are as much worth as each other: a pair's score is the mean of both its ranks inside the fold.
+    """
+    together = dict(parts) | {
+        arm: [_with_s(*both) for both in zip(own, parts["cosine"], strict=True)]
+        for arm, own in parts.items()
+        if arm != "cosine"
+    }
+    is_ranking = primary_metric in RANKINGS
+    rankings = {arm: _rankings(own) for arm, own in together.items()} if is_ranking else {}
+    scores = _ranking_scores(rankings) if is_ranking else _pair_scores(together)
+    if "cosine" not in scores[primary_metric]:  # a blend without a weight
+        return {"arms": {}, "tests": {}}
+    values = {
+        arm: _values_by_query(own, primary_metric, rankings.get(arm)).groupby("query_id").mean()
+        for arm, own in together.items()
+    }
+    own = {primary_metric: scores[primary_metric]}
+    rows = _arm_rows(own, primary_metric, list(together), resamples, seed)
+    compared = {arm: (arm, "cosine") for arm in parts if arm != "cosine"}
+    return {
+        "arms": {arm: row[primary_metric] for arm, row in rows.items()},
+        "tests": _tests(own, primary_metric, pd.DataFrame(values), compared, resamples, seed),
+    }
+
+
+def _with_s(part: Part, cosine: Part) -> Part:
+    """Return a part whose scores are the means of R's and S's ranks, each in (0, 1]."""
+    keys = ["query_id", "product_id"]
+    of_s = cosine.pairs.drop_duplicates(keys)[[*keys, "retriever"]]
+    pairs = part.pairs.merge(of_s, how="left", on=keys, suffixes=("", "_of_s"))
+    ranks = [rankdata(pairs[name]) / len(pairs) for name in ("retriever", "retriever_of_s")]
+    return part._replace(pairs=pairs.assign(retriever=(ranks[0] + ranks[1]) / 2))
 
 
 def _without_holm(test: Mapping[str, Any]) -> dict[str, Any]:
@@ -586,6 +632,7 @@ def evidence_table(evidence: Mapping[str, Any]) -> str:
     tables = [
         primary_table(evidence),
         _hard_queries_table(evidence["hard_queries"]),
+        _beside_s_table(evidence),
         _other_metrics_table(evidence),
     ]
     return "\n\n".join([head, *tables, *alarms])
@@ -621,6 +668,25 @@ def _hard_queries_table(hard: Mapping[str, Any]) -> str:
         test = hard["tests"].get(arm, {})
         differences = (signed(test.get("difference")), number(test.get("p")))
         rows.append([arm, number(mean), *differences, number(test.get("p_holm"))])
+    return _markdown_table(rows)
+
+
+def _beside_s_table(evidence: Mapping[str, Any]) -> str:
+    together = evidence["beside_s"]
+    name = metric_name(evidence["primary_metric"])
+    rows = [["S and R together", name, "95 % interval", "− S alone", "p", "p (Holm)"]]
+    for arm, value in together["arms"].items():
+        test = together["tests"].get(arm, {})
+        rows.append(
+            [
+                "S alone" if arm == "cosine" else arm,
+                number(value["mean"]),
+                f"[{number(value['low'])}, {number(value['high'])}]",
+                signed(test.get("difference")),
+                number(test.get("p")),
+                number(test.get("p_holm")),
+            ]
+        )
     return _markdown_table(rows)
 
 

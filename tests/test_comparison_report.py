@@ -148,6 +148,14 @@ def make_evidence(
             "arms": {arm: mean - 0.2 for arm, mean in means.items()},
             "tests": tests,
         },
+        "beside_s": {
+            "arms": {
+                arm: {"mean": mean + 0.1, "low": mean + 0.05, "high": mean + 0.15}
+                for arm, mean in means.items()
+                if arm != "bm25"
+            },
+            "tests": tests,
+        },
         "rounds": rounds,
         "audits": audits,
         "disagreement": {"pairs": 30, "share": 0.3, "s_right": 0.52},
@@ -198,7 +206,7 @@ def test_page_answers_first_and_shows_the_numbers(tmp_path: Path) -> None:
     assert str(tmp_path) not in page.text
 
 
-def test_hard_queries_have_a_table_where_the_evidence_has_them(tmp_path: Path) -> None:
+def test_second_questions_have_tables_where_the_evidence_has_them(tmp_path: Path) -> None:
     evidence = make_evidence()
     page = page_of(write_comparison_report, make_folder(tmp_path / "run", evidence))
     assert "On the 80 queries of 240 that R of round 0 ranks worst" in page.text
@@ -207,9 +215,13 @@ def test_hard_queries_have_a_table_where_the_evidence_has_them(tmp_path: Path) -
         row for row in page.rows if row and row[1:3] == ["0.480", "+0.061"]
     )  # .741 - .061 - .2
     assert row == ["supervised", "0.480", "+0.061", "[+0.053, +0.070]", "0.0005", "0.0025"]
-    del evidence["hard_queries"]  # published before there were any
+    # S and R together: .745 + .1, and .741 - .061 + .1 with .05 on both sides.
+    assert page.row("S alone")[1:] == ["0.845", "[0.795, 0.895]", "–", "–", "–", "–"]
+    row = next(row for row in page.rows if row[:2] == ["supervised", "0.780"])
+    assert row[2:] == ["[0.730, 0.830]", "+0.061", "[+0.053, +0.070]", "0.0005", "0.0025"]
+    del evidence["hard_queries"], evidence["beside_s"]  # published before there were any
     page = page_of(write_comparison_report, make_folder(tmp_path / "older", evidence))
-    assert "ranks worst" not in page.text
+    assert "ranks worst" not in page.text and "S and R together" not in page.text
 
 
 def test_rounds_audits_alarms_and_examples(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from agr_trl.config import ARMS
 from agr_trl.errors import UserError
 from agr_trl.evidence import (
     Part,
+    _beside_s,
     _disagreement,
+    _with_s,
     alarms,
     build_evidence,
     evidence_table,
@@ -158,7 +160,7 @@ def test_the_head(on_pairs: dict[str, Any]) -> None:
     }
     assert {key: on_pairs[key] for key in head} == head
     tables = {"arms", "tests", "ablations", "rounds", "audits", "alarms", "per_query", "examples"}
-    tables |= {"disagreement", "hard_queries"}
+    tables |= {"disagreement", "hard_queries", "beside_s"}
     assert on_pairs.keys() == head.keys() | tables
     assert list(on_pairs["arms"]) == ["bm25", "cosine", *ARMS]
     assert list(on_pairs["tests"]) == list(on_pairs["per_query"]) == CONTROLS
@@ -386,6 +388,29 @@ def test_people_side_with_s_or_with_the_retriever() -> None:
     assert same["pairs"] == 0 and same["s_right"] is None
 
 
+def part_of(scores: list[float]) -> Part:
+    """Two queries, each with a relevant product and one that is not, scored as given."""
+    ids = [(query, product) for query in ("q0", "q1") for product in ("p0", "p1")]
+    pairs = pd.DataFrame(ids, columns=["query_id", "product_id"])
+    return Part(0, pairs.assign(label=[1.0, 0.0] * 2, judged=True, retriever=scores), {}, None)
+
+
+def test_s_beside_an_arm_by_hand() -> None:
+    by_s, by_r = part_of([0.1, 0.2, 0.9, 0.5]), part_of([7.0, -7.0, 3.0, 2.0])
+    shuffled = by_s._replace(pairs=by_s.pairs.iloc[[3, 1, 0, 2]])
+    together = _with_s(by_r, shuffled).pairs["retriever"].tolist()
+    assert together == [(1 + 4) / 8, (2 + 1) / 8, (4 + 3) / 8, (3 + 2) / 8]
+    found = _beside_s({"cosine": [by_s], "adversarial": [by_r]}, "pr_auc", 300, 0)
+    # S has the relevant pairs first and last of four; together one is first and one is second to
+    # third, even with another: precision 1 and 2/3 at the two thresholds that add a relevant one.
+    assert found["arms"]["cosine"]["mean"] == pytest.approx((1 + 2 / 4) / 2)
+    assert found["arms"]["adversarial"]["mean"] == pytest.approx((1 + 2 / 3) / 2)
+    test = found["tests"]["adversarial"]
+    assert test["difference"] == pytest.approx(2 / 3 / 2 - 2 / 4 / 2)
+    assert (test["wins"], test["losses"], test["ties"]) == (1, 0, 1)  # only q0 was wrong
+    assert test["p_holm"] == test["p"] <= 1
+
+
 def test_one_seed_and_some_arms_are_enough(pairs_run: Path) -> None:
     arms = ["supervised", "adversarial"]
     found = build(pairs_run, "pr_auc", seeds=[1], arms=arms)
@@ -400,7 +425,7 @@ def test_the_same_files_give_the_same_evidence(pairs_run: Path, on_pairs: dict[s
 
 
 def test_the_tables(on_pairs: dict[str, Any]) -> None:
-    head, tests, hard, others, alarm = evidence_table(on_pairs).split("\n\n")
+    head, tests, hard, beside_s, others, alarm = evidence_table(on_pairs).split("\n\n")
     assert head == "toy: 4 queries, 8 judged pairs, 2 seeds, 2 folds, 300 resamples"
     assert tests == primary_table(on_pairs)
     cells = table_cells(tests)
@@ -412,6 +437,10 @@ def test_the_tables(on_pairs: dict[str, Any]) -> None:
     assert cells["the 2 hardest of 4 queries"] == ["mean", "adversarial −", "p", "p (Holm)"]
     assert cells["R of round 0"] == ["0.750", "–", "–", "–"]
     assert cells["supervised"] == ["0.500", "+0.500", "0.500", "1.000"]
+    cells = table_cells(beside_s)
+    head_cells = ["PR-AUC", "95 % interval", "− S alone", "p", "p (Holm)"]
+    assert cells["S and R together"] == head_cells
+    assert cells["S alone"] == ["0.500", "[0.500, 0.500]", "–", "–", "–"]
     cells = table_cells(others)
     assert cells["arm"] == ["ROC-AUC", "ECE", "log loss"]
     assert cells["bm25"] == ["1.000", "–", "–"]
