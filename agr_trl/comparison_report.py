@@ -145,7 +145,7 @@ def comparison_content(folder: Path) -> dict[str, Any]:
             for key, test in evidence.get("ablations", {}).items()
         ],
         "hard_queries": evidence.get("hard_queries"),
-        "beside_s": evidence.get("beside_s"),
+        "beside_s": _beside_s(evidence),
         "round_charts": arm_charts(
             evidence["rounds"], {key: arm_name(key) for key in evidence["rounds"]}, SUBJECT
         ),
@@ -393,6 +393,14 @@ def _columns(rows: Sequence[Mapping[str, Any]], primary: str) -> dict[str, list[
     known = {key for keys in COLUMNS.values() for key in keys}
     columns["Other"] = [key for key in present if key not in known]
     return {group: keys for group, keys in columns.items() if keys}
+
+
+def _beside_s(evidence: Evidence) -> dict[str, Any]:
+    """Return the rows of S and R together, {} where the evidence has none."""
+    found = evidence.get("beside_s", {})
+    metrics = found.get("arms", {}).get("cosine", {})
+    others = [key for key in metrics if key != evidence["primary_metric"]]
+    return {**found, "others": others} if metrics else {}
 
 
 def _facts(evidence: Evidence) -> dict[str, str]:

@@ -430,10 +430,11 @@ def _on_hard_queries(
 def _beside_s(
     parts: Mapping[str, list[Part]], primary_metric: str, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """Return the primary metric of S and each arm's R together, and its tests against S alone.
+    """Return the metrics of S and each arm's R together, and the primary one's tests against S.
 
     S is there already, and cheap to search with; so whoever has it asks what R adds to it. The two
     are as much worth as each other: a pair's score is the mean of both its ranks inside the fold.
+    BM25 is blended in with the weight that was chosen for S.
     """
     together = dict(parts) | {
         arm: [_with_s(*both) for both in zip(own, parts["cosine"], strict=True)]
@@ -449,22 +450,26 @@ def _beside_s(
         arm: _values_by_query(own, primary_metric, rankings.get(arm)).groupby("query_id").mean()
         for arm, own in together.items()
     }
-    own = {primary_metric: scores[primary_metric]}
-    rows = _arm_rows(own, primary_metric, list(together), resamples, seed)
     compared = {arm: (arm, "cosine") for arm in parts if arm != "cosine"}
+    differences = (scores, primary_metric, pd.DataFrame(values))
+    ranked = {name: own for name, own in scores.items() if name in (*AREAS, *RANKINGS)}
     return {
-        "arms": {arm: row[primary_metric] for arm, row in rows.items()},
-        "tests": _tests(own, primary_metric, pd.DataFrame(values), compared, resamples, seed),
+        "arms": _arm_rows(ranked, primary_metric, list(together), resamples, seed),
+        "tests": _tests(*differences, compared, resamples, seed),
     }
 
 
 def _with_s(part: Part, cosine: Part) -> Part:
-    """Return a part whose scores are the means of R's and S's ranks, each in (0, 1]."""
+    """Return a part whose scores are the means of R's and S's ranks, each in (0, 1].
+
+    No probabilities, so that calibration cannot be asked of them.
+    """
     keys = ["query_id", "product_id"]
     of_s = cosine.pairs.drop_duplicates(keys)[[*keys, "retriever"]]
     pairs = part.pairs.merge(of_s, how="left", on=keys, suffixes=("", "_of_s"))
     ranks = [rankdata(pairs[name]) / len(pairs) for name in ("retriever", "retriever_of_s")]
-    return part._replace(pairs=pairs.assign(retriever=(ranks[0] + ranks[1]) / 2))
+    result = {**part.result, "blend_weight": cosine.result.get("blend_weight")}
+    return part._replace(pairs=pairs.assign(retriever=(ranks[0] + ranks[1]) / 2), result=result)
 
 
 def _without_holm(test: Mapping[str, Any]) -> dict[str, Any]:
@@ -672,11 +677,12 @@ def _hard_queries_table(hard: Mapping[str, Any]) -> str:
 
 
 def _beside_s_table(evidence: Mapping[str, Any]) -> str:
-    together = evidence["beside_s"]
-    name = metric_name(evidence["primary_metric"])
-    rows = [["S and R together", name, "95 % interval", "− S alone", "p", "p (Holm)"]]
-    for arm, value in together["arms"].items():
-        test = together["tests"].get(arm, {})
+    together, primary = evidence["beside_s"], evidence["primary_metric"]
+    others = [metric for metric in together["arms"].get("cosine", {}) if metric != primary]
+    head = ["S and R together", metric_name(primary), "95 % interval", "− S alone", "p", "p (Holm)"]
+    rows = [[*head, *map(metric_name, others)]]
+    for arm, metrics in together["arms"].items():
+        value, test = metrics[primary], together["tests"].get(arm, {})
         rows.append(
             [
                 "S alone" if arm == "cosine" else arm,
@@ -685,6 +691,7 @@ def _beside_s_table(evidence: Mapping[str, Any]) -> str:
                 signed(test.get("difference")),
                 number(test.get("p")),
                 number(test.get("p_holm")),
+                *(number(metrics[metric]["mean"]) for metric in others),
             ]
         )
     return _markdown_table(rows)

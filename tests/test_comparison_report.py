@@ -150,7 +150,10 @@ def make_evidence(
         },
         "beside_s": {
             "arms": {
-                arm: {"mean": mean + 0.1, "low": mean + 0.05, "high": mean + 0.15}
+                arm: {
+                    "pr_auc": {"mean": mean + 0.1, "low": mean + 0.05, "high": mean + 0.15},
+                    "roc_auc": {"mean": mean + 0.15, "low": mean, "high": 1.0},
+                }
                 for arm, mean in means.items()
                 if arm != "bm25"
             },
@@ -216,9 +219,9 @@ def test_second_questions_have_tables_where_the_evidence_has_them(tmp_path: Path
     )  # .741 - .061 - .2
     assert row == ["supervised", "0.480", "+0.061", "[+0.053, +0.070]", "0.0005", "0.0025"]
     # S and R together: .745 + .1, and .741 - .061 + .1 with .05 on both sides.
-    assert page.row("S alone")[1:] == ["0.845", "[0.795, 0.895]", "–", "–", "–", "–"]
+    assert page.row("S alone")[1:] == ["0.845", "[0.795, 0.895]", "–", "–", "–", "–", "0.895"]
     row = next(row for row in page.rows if row[:2] == ["supervised", "0.780"])
-    assert row[2:] == ["[0.730, 0.830]", "+0.061", "[+0.053, +0.070]", "0.0005", "0.0025"]
+    assert row[2:-1] == ["[0.730, 0.830]", "+0.061", "[+0.053, +0.070]", "0.0005", "0.0025"]
     del evidence["hard_queries"], evidence["beside_s"]  # published before there were any
     page = page_of(write_comparison_report, make_folder(tmp_path / "older", evidence))
     assert "ranks worst" not in page.text and "S and R together" not in page.text
@@ -278,7 +281,8 @@ def test_page_without_controls(tmp_path: Path) -> None:
 
 
 def test_page_of_ranked_data_has_its_metric_first(tmp_path: Path) -> None:
-    evidence = make_evidence() | {"primary_metric": "judged/ndcg@10"}
+    nothing = {"arms": {}, "tests": {}}  # a cosine without the metric
+    evidence = make_evidence() | {"primary_metric": "judged/ndcg@10", "beside_s": nothing}
     for metrics in evidence["arms"].values():
         metrics["judged/ndcg@10"] = metrics["pr_auc"]
         metrics["rerank/ndcg@10"] = {"mean": 0.4321, "low": None, "high": None}

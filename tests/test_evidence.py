@@ -401,10 +401,11 @@ def test_s_beside_an_arm_by_hand() -> None:
     together = _with_s(by_r, shuffled).pairs["retriever"].tolist()
     assert together == [(1 + 4) / 8, (2 + 1) / 8, (4 + 3) / 8, (3 + 2) / 8]
     found = _beside_s({"cosine": [by_s], "adversarial": [by_r]}, "pr_auc", 300, 0)
+    assert all(list(row) == ["pr_auc", "roc_auc"] for row in found["arms"].values())
+    areas = {arm: row["pr_auc"]["mean"] for arm, row in found["arms"].items()}
     # S has the relevant pairs first and last of four; together one is first and one is second to
     # third, even with another: precision 1 and 2/3 at the two thresholds that add a relevant one.
-    assert found["arms"]["cosine"]["mean"] == pytest.approx((1 + 2 / 4) / 2)
-    assert found["arms"]["adversarial"]["mean"] == pytest.approx((1 + 2 / 3) / 2)
+    assert areas == pytest.approx({"cosine": (1 + 2 / 4) / 2, "adversarial": (1 + 2 / 3) / 2})
     test = found["tests"]["adversarial"]
     assert test["difference"] == pytest.approx(2 / 3 / 2 - 2 / 4 / 2)
     assert (test["wins"], test["losses"], test["ties"]) == (1, 0, 1)  # only q0 was wrong
@@ -438,9 +439,9 @@ def test_the_tables(on_pairs: dict[str, Any]) -> None:
     assert cells["R of round 0"] == ["0.750", "–", "–", "–"]
     assert cells["supervised"] == ["0.500", "+0.500", "0.500", "1.000"]
     cells = table_cells(beside_s)
-    head_cells = ["PR-AUC", "95 % interval", "− S alone", "p", "p (Holm)"]
+    head_cells = ["PR-AUC", "95 % interval", "− S alone", "p", "p (Holm)", "ROC-AUC"]
     assert cells["S and R together"] == head_cells
-    assert cells["S alone"] == ["0.500", "[0.500, 0.500]", "–", "–", "–"]
+    assert cells["S alone"] == ["0.500", "[0.500, 0.500]", "–", "–", "–", "0.000"]
     cells = table_cells(others)
     assert cells["arm"] == ["ROC-AUC", "ECE", "log loss"]
     assert cells["bm25"] == ["1.000", "–", "–"]
