@@ -31,6 +31,7 @@ PANEL, HEAD, FOOT = 470, 64, 20  # of the picture, in pixels
 ARMS = {
     "bm25": ("BM25", "words only, no training"),
     "cosine": ("cosine of S", "no retriever training"),
+    "round_0": ("R of round 0", "the start that all arms share"),
     "supervised": ("supervised", "judged pairs only, as many steps"),
     "random_crops": ("random crops", "spans of the products' titles"),
     "warm_up_generator": ("warm-up generator", "supervised G, no reward"),
@@ -140,9 +141,10 @@ def comparison_content(folder: Path) -> dict[str, Any]:
             test | {"name": arm_name(key), "tone": tone(test)}
             for key, test in evidence["tests"].items()
         ],
-        "ablations": [
-            test | {"name": arm_name(key), "note": changes_text(evidence, key)}
-            for key, test in evidence.get("ablations", {}).items()
+        "not_controls": [
+            test | {"name": arm_name(key), "note": note_of(evidence, key)}
+            for table in ("references", "ablations")
+            for key, test in evidence.get(table, {}).items()
         ],
         "hard_queries": evidence.get("hard_queries"),
         "beside_s": _beside_s(evidence),
@@ -183,8 +185,10 @@ def arm_name(key: str) -> str:
     return ARMS[key][0] if key in ARMS else key.replace("_", " ")
 
 
-def changes_text(evidence: Evidence, key: str) -> str:
-    """Return what an ablation changes, "" for what is none."""
+def note_of(evidence: Evidence, key: str) -> str:
+    """Return what a row is, or for an ablation what it changes."""
+    if key in ARMS:
+        return ARMS[key][1]
     changes = evidence.get("ablations", {}).get(key, {}).get("changes", {})
     return ", ".join(f"{name} {value}" for name, value in changes.items())
 
@@ -280,7 +284,7 @@ def arm_rows(evidence: Evidence) -> list[dict[str, Any]]:
         {
             "key": key,
             "name": arm_name(key),
-            "note": ARMS[key][1] if key in ARMS else changes_text(evidence, key),
+            "note": note_of(evidence, key),
             "primary": metrics.get(evidence["primary_metric"]),
             "metrics": {name: value["mean"] for name, value in metrics.items()},
         }

@@ -493,6 +493,7 @@ class LoopArguments(SamplingArguments):
             raise UserError("`hardest_of` needs `synthetic_queries_per_round`")
 
 
+REFERENCES = ("bm25", "cosine", "round_0")  # rows that are no arm; round_0: R as all arms get it
 ARMS = (
     "supervised",
     "random_crops",
@@ -559,7 +560,7 @@ class ComparisonArguments:
                 f"`arms` is {', '.join(self.arms)}; it must have adversarial, which is tested"
             )
         for name, changes in self.ablation_changes.items():
-            is_free = name not in (*ARMS, "bm25", "cosine", "shared")
+            is_free = name not in (*ARMS, *REFERENCES, "shared")
             if not (is_free and re.fullmatch(r"\w+", name) and isinstance(changes, dict)):
                 raise UserError(
                     f"`ablations` has `{name}: {changes}`; give a new name of letters, digits and "

@@ -18,7 +18,7 @@ from scipy.special import expit
 from scipy.stats import norm, rankdata
 
 from agr_trl.acceptance import query_statistics
-from agr_trl.config import ARMS
+from agr_trl.config import ARMS, REFERENCES
 from agr_trl.errors import UserError
 from agr_trl.evaluation import ScoredCandidates
 from agr_trl.files import read_json
@@ -87,15 +87,16 @@ def build_evidence(
 ) -> dict[str, Any]:
     """Return the evidence of a run folder, ready to be written as JSON.
 
-    `arms` have 95 % intervals over queries and seeds; `tests` compare `adversarial` with each
-    other arm on the primary metric. `per_query` has, for each control, both values of each query,
-    the largest gain first: of the primary metric where that is a ranking's, else average precision
-    over the query's judged pairs, if it has both classes; effect size, wins and losses are over
-    these. `hard_queries` has the same means and tests over the queries that R of round 0 ranks
-    worst; `beside_s` has the means of S and each arm's R together, and their tests against S alone.
-    `disagreement` says whom people side with where S and the attacked retriever differ. An audit is
-    the mean over seeds and folds; but for the counts it is of the accepted queries, which are those
-    that R learned from. `ablations` (name -> what it changes) are rows
+    `arms` have 95 % intervals over queries and seeds, those of REFERENCES too, and `by_seed` the
+    primary metric of each seed; `tests` compare `adversarial` with each other arm on the primary
+    metric, `references` with those rows (no part of Holm's correction). `per_query` has, for each
+    control, both values of each query, the largest gain first: of the primary metric where that is
+    a ranking's, else average precision over the query's judged pairs, if it has both classes;
+    effect size, wins and losses are over these. `hard_queries` has means and tests over those that
+    R of round 0 ranks worst; `beside_s` has the metrics of S and each arm's R together, and their
+    tests against S alone. `disagreement` says whom people side with where S and the attacked
+    retriever differ. An audit is the mean over seeds and folds; but for the counts it is of the
+    accepted queries, from which R's were taken. `ablations` (name -> what it changes) are rows
     like the arms and have a test each, which is no part of Holm's correction. None stands for what
     is not defined. Raises `UserError` for a folder that lacks a part and for a primary metric that
     the data does not have.
@@ -107,7 +108,8 @@ def build_evidence(
     has_ids = all(part.result["has_ids"] for part in parts[TESTED])
     rankings = {arm: _rankings(own) for arm, own in parts.items()} if has_ids else {}
     scores = _ranking_scores(rankings) | _pair_scores(parts)
-    if not all(arm in scores.get(primary_metric, {}) for arm in (*arms, *changes)):
+    needed = ("round_0", *arms, *changes)
+    if not all(row in scores.get(primary_metric, {}) for row in needed):
         raise UserError(
             f"`{folder}` has no {primary_metric} of every arm; it has {', '.join(scores)}"
         )
@@ -120,9 +122,9 @@ def build_evidence(
     values.index = values.index.map(judged.groupby("query_id")["query"].first())
     written = [arm for arm in (*arms, *changes) if parts[arm][0].queries is not None]
     audits = {arm: _audit(parts[arm]) for arm in written}
-    before = _values_by_query([_as_before(part) for part in parts[TESTED]], primary_metric)
     controls = {arm: (TESTED, arm) for arm in arms if arm != TESTED}
     ablated = {name: (TESTED, name) for name in changes}
+    references = {name: (TESTED, name) for name in REFERENCES if name in scores[primary_metric]}
     differences = (scores, primary_metric, values)
     return {
         "dataset": dataset,
@@ -134,18 +136,26 @@ def build_evidence(
         "pairs": len(judged),
         "resamples": resamples,
         "minutes": sum(
-            part.result["minutes"] for arm in parts if arm != "bm25" for part in parts[arm]
+            part.result["minutes"] for arm in ("cosine", *arms, *changes) for part in parts[arm]
         ),
         "hardware": hardware,
         "arms": _arm_rows(scores, primary_metric, list(parts), resamples, seed),
+        "by_seed": _by_seed(scores, primary_metric),
         "tests": _tests(*differences, controls, resamples, seed),
+        "references": {
+            name: _without_holm(test)
+            for name, test in _tests(*differences, references, resamples, seed).items()
+        },
         "ablations": {
             name: {"changes": dict(changes[name])} | _without_holm(test)
             for name, test in _tests(*differences, ablated, resamples, seed).items()
         },
-        "hard_queries": _on_hard_queries(per_seed, before, controls, resamples, seed),
+        "hard_queries": _on_hard_queries(per_seed, controls, resamples, seed),
         "beside_s": _beside_s(
-            {arm: parts[arm] for arm in ("cosine", *arms)}, primary_metric, resamples, seed
+            {row: parts[row] for row in ("cosine", "round_0", *arms)},
+            primary_metric,
+            resamples,
+            seed,
         ),
         "rounds": {arm: _rounds(parts[arm], primary_metric) for arm in (*arms, *changes)},
         "audits": audits,
@@ -162,7 +172,7 @@ def build_evidence(
 def _load(
     folder: Path, arms: Sequence[str], seeds: Sequence[int], folds: int
 ) -> dict[str, list[Part]]:
-    """Return the parts of each row of the comparison: bm25, cosine, arms."""
+    """Return the parts of each row of the comparison: REFERENCES, arms, ablations."""
     if TESTED not in arms:
         raise UserError(f"`arms` is {', '.join(arms)}; it must have {TESTED}")
     if not seeds or folds < 1:
@@ -188,14 +198,21 @@ def _load(
         for arm in rows
     }
     _check_same_queries(parts, places)
-    bm25 = [
-        part._replace(
-            pairs=part.pairs.assign(retriever=part.pairs["bm25"]),
-            result={**part.result, "blend_weight": None},
-        )
-        for part in parts[TESTED]
-    ]
-    return {"bm25": bm25} | parts
+    references = {
+        "bm25": [_scored_by(part, "bm25", None) for part in parts[TESTED]],
+        "cosine": parts["cosine"],
+        "round_0": [
+            _scored_by(part, "before", part.result["rounds"][0]["dev"].get("blend_weight"))
+            for part in parts[TESTED]
+        ],
+    }
+    return references | parts
+
+
+def _scored_by(part: Part, column: str, blend_weight: float | None) -> Part:
+    """Return a part as if the scores in another of its columns were the retriever's."""
+    pairs = part.pairs.assign(retriever=part.pairs[column])
+    return part._replace(pairs=pairs, result={**part.result, "blend_weight": blend_weight})
 
 
 def _read_part(folder: Path, position: int) -> Part:
@@ -307,11 +324,6 @@ def _values_by_query(
     return (_rankings(parts) if rankings is None else rankings)[primary_metric]
 
 
-def _as_before(part: Part) -> Part:
-    """Return a part as if the retriever of round 0 had scored it."""
-    return part._replace(pairs=part.pairs.assign(retriever=part.pairs["before"]))
-
-
 def _average_precision(parts: Sequence[Part]) -> pd.Series:
     """Return the average precision of each seed and query (index) that has both classes."""
     values = {
@@ -352,6 +364,17 @@ def _mean_and_bounds(name: str, interval: Interval) -> dict[str, float | None]:
         low, high = norm.interval(0.95, loc=interval.value, scale=interval.standard_error)
         low = max(0.0, low)
     return {"mean": interval.value, "low": _defined(low), "high": _defined(high)}
+
+
+def _by_seed(scores: Scores, primary_metric: str) -> dict[str, list[float]]:
+    """Return the primary metric of each row and seed."""
+    metric = PAIR_METRICS.get(primary_metric, weighted_mean)
+    return {
+        arm: value_by_seed(metric, folds, np.ones((1, 1 + max(f.query.max() for f in folds))))[0]
+        .round(6)
+        .tolist()
+        for arm, folds in scores[primary_metric].items()
+    }
 
 
 def _tests(
@@ -397,7 +420,6 @@ def _tests(
 
 def _on_hard_queries(
     per_seed: Mapping[str, pd.Series],
-    before: pd.Series,
     controls: Mapping[str, tuple[str, str]],
     resamples: int,
     seed: int,
@@ -405,10 +427,10 @@ def _on_hard_queries(
     """Return each arm's mean over the third of queries that R of round 0 ranks worst, and tests.
 
     All arms go on from that R, so those of one seed and fold share its mistakes. Worst is by its
-    mean over the seeds. Chosen so, every arm's mean is above `before` by regression to the mean
-    alone; the differences between arms are what tells whether hard queries were learned.
+    mean over the seeds. Chosen so, every arm's mean is above that of `round_0` by regression to the
+    mean alone; the differences between arms are what tells whether hard queries were learned.
     """
-    by_query = before.groupby("query_id").mean().sort_values(kind="stable")
+    by_query = per_seed["round_0"].groupby("query_id").mean().sort_values(kind="stable")
     hard = by_query.index[: max(2, round(HARD_SHARE * len(by_query)))]
     folds = {
         arm: [
@@ -421,7 +443,6 @@ def _on_hard_queries(
     return {
         "queries": len(hard),
         "of": len(by_query),
-        "before": float(by_query[hard].mean()),
         "arms": {arm: float(own.mean()) for arm, own in means.items()},
         "tests": _tests({"mean": folds}, "mean", pd.DataFrame(means), controls, resamples, seed),
     }
@@ -444,8 +465,6 @@ def _beside_s(
     is_ranking = primary_metric in RANKINGS
     rankings = {arm: _rankings(own) for arm, own in together.items()} if is_ranking else {}
     scores = _ranking_scores(rankings) if is_ranking else _pair_scores(together)
-    if "cosine" not in scores[primary_metric]:  # a blend without a weight
-        return {"arms": {}, "tests": {}}
     values = {
         arm: _values_by_query(own, primary_metric, rankings.get(arm)).groupby("query_id").mean()
         for arm, own in together.items()
@@ -649,7 +668,7 @@ def primary_table(evidence: Mapping[str, Any]) -> str:
     "–" stands where there is no value, or nothing to compare.
     """
     primary = evidence["primary_metric"]
-    tests = evidence["tests"] | evidence["ablations"]
+    tests = evidence["tests"] | evidence["ablations"] | evidence.get("references", {})
     rows = [["arm", metric_name(primary), "95 % interval", f"{TESTED} −", "p", "p (Holm)"]]
     for arm, own in evidence["arms"].items():
         value, test = own.get(primary, {}), tests.get(arm, {})
@@ -668,7 +687,7 @@ def primary_table(evidence: Mapping[str, Any]) -> str:
 
 def _hard_queries_table(hard: Mapping[str, Any]) -> str:
     head = [f"the {hard['queries']} hardest of {hard['of']} queries", "mean", f"{TESTED} −"]
-    rows = [[*head, "p", "p (Holm)"], ["R of round 0", number(hard["before"]), "–", "–", "–"]]
+    rows = [[*head, "p", "p (Holm)"]]
     for arm, mean in hard["arms"].items():
         test = hard["tests"].get(arm, {})
         differences = (signed(test.get("difference")), number(test.get("p")))

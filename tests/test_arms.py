@@ -25,7 +25,7 @@ from agr_trl.arms import (
     run_arms,
     teach_start,
 )
-from agr_trl.config import ARMS, parse_recipe
+from agr_trl.config import ARMS, REFERENCES, parse_recipe
 from agr_trl.data import load_relevance_dataset
 from agr_trl.data.splits import fold_queries, query_groups
 from agr_trl.errors import UserError
@@ -234,7 +234,7 @@ def test_a_lesson_from_all_titles_is_refused_for_pairs(tmp_path):
 def test_the_recipe_writes_evidence_and_a_report(finished):
     _, folder = finished
     evidence = json.loads((folder / "evidence.json").read_text())
-    assert list(evidence["arms"]) == ["bm25", "cosine", *ARMS, "uncertainty"]
+    assert list(evidence["arms"]) == [*REFERENCES, *ARMS, "uncertainty"]
     assert set(evidence["tests"]) == set(ARMS) - {"adversarial"}
     ablation = evidence["ablations"]["uncertainty"]
     assert ablation["changes"] == {"reward.loss_reward": "uncertainty"}

@@ -50,6 +50,10 @@ def make_test(difference: float, p_holm: float) -> dict[str, Any]:
     }
 
 
+def _without_holm(test: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in test.items() if key != "p_holm"}
+
+
 def make_rows(difference: float, seed: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
     control = rng.uniform(0.2, 0.8, 240)
@@ -65,9 +69,9 @@ def make_evidence(
     p_holm: tuple[float, ...] = (0.0025, 0.008, 0.0412, 0.61, 0.03),
 ) -> dict[str, Any]:
     """Return evidence of pairs: adversarial 0.741, three controls below it, one open, one above."""
-    means = {"bm25": 0.611, "cosine": 0.745, "adversarial": 0.741}
+    means = {"bm25": 0.611, "cosine": 0.745, "round_0": 0.69, "adversarial": 0.741}
     means |= {arm: 0.741 - change for arm, change in zip(CONTROLS, differences, strict=True)}
-    order = ("bm25", "cosine", *CONTROLS[:3], "adversarial", *CONTROLS[3:])
+    order = ("bm25", "cosine", "round_0", *CONTROLS[:3], "adversarial", *CONTROLS[3:])
     arms: dict[str, Any] = {}
     for arm in order:
         mean = means[arm]
@@ -99,7 +103,7 @@ def make_evidence(
             {"round": k, "dev": 0.69 + (means[arm] - 0.69) * k / 3, "kept": 1.0 - k / 10}
             for k in range(1 if arm == "supervised" else 4)
         ]
-        for arm in order[2:]
+        for arm in order[3:]
     }
     tests = {
         arm: make_test(change, p)
@@ -140,11 +144,11 @@ def make_evidence(
         "hardware": "2 CPU cores",
         "arms": arms,
         "tests": tests,
+        "references": {"cosine": _without_holm(make_test(-0.004, 0.2))},
         "ablations": {},
         "hard_queries": {
             "queries": 80,
             "of": 240,
-            "before": 0.4321,
             "arms": {arm: mean - 0.2 for arm, mean in means.items()},
             "tests": tests,
         },
@@ -213,7 +217,7 @@ def test_second_questions_have_tables_where_the_evidence_has_them(tmp_path: Path
     evidence = make_evidence()
     page = page_of(write_comparison_report, make_folder(tmp_path / "run", evidence))
     assert "On the 80 queries of 240 that R of round 0 ranks worst" in page.text
-    assert page.row("R of round 0the start")[1:] == ["0.432", "–", "–", "–", "–"]
+    assert ["R of round 0", "0.490", "–", "–", "–", "–"] in page.rows  # .69 - .2
     row = next(
         row for row in page.rows if row and row[1:3] == ["0.480", "+0.061"]
     )  # .741 - .061 - .2
@@ -264,12 +268,14 @@ def test_page_without_alarms_examples_config_and_half_of_the_audits(tmp_path: Pa
 def test_an_ablation_has_its_row_but_no_verdict(tmp_path: Path) -> None:
     evidence = make_evidence()
     evidence["arms"]["no_gate"] = evidence["arms"]["random_crops"]
-    test = {key: value for key, value in make_test(0.004, 0.2).items() if key != "p_holm"}
+    test = _without_holm(make_test(0.004, 0.2))
     changes = {"reward.gate_loss_reward": False, "reward.min_relevance": 0.6}
     evidence["ablations"] = {"no_gate": test | {"changes": changes}}
     page = page_of(write_comparison_report, make_folder(tmp_path / "run", evidence))
     note = "reward.gate_loss_reward False, reward.min_relevance 0.6"
     assert page.row(f"no gate{note}")[1] == "+0.004"
+    row = next(row for row in page.rows if row[1:2] == ["−0.004"])
+    assert row == ["cosine of Sno retriever training", "−0.004", "[−0.012, +0.005]", "0.0400"]
     assert headline(evidence) == headline(make_evidence())  # it is no control
 
 
@@ -281,8 +287,8 @@ def test_page_without_controls(tmp_path: Path) -> None:
 
 
 def test_page_of_ranked_data_has_its_metric_first(tmp_path: Path) -> None:
-    nothing = {"arms": {}, "tests": {}}  # a cosine without the metric
-    evidence = make_evidence() | {"primary_metric": "judged/ndcg@10", "beside_s": nothing}
+    evidence = make_evidence() | {"primary_metric": "judged/ndcg@10"}
+    del evidence["beside_s"]  # of PR-AUC
     for metrics in evidence["arms"].values():
         metrics["judged/ndcg@10"] = metrics["pr_auc"]
         metrics["rerank/ndcg@10"] = {"mean": 0.4321, "low": None, "high": None}
@@ -311,7 +317,7 @@ def test_the_picture_of_the_arms_stands_alone(tmp_path: Path) -> None:
     assert "adversarial 0.741 [0.719, 0.765]" in picture.findtext(f"{space}title", "")
     groups = picture.findall(f"{space}g")
     arms, differences = (group.find(f"{space}svg") for group in groups)
-    assert len(arms.findall(f"{space}circle")) == 8
+    assert len(arms.findall(f"{space}circle")) == 9
     assert len(differences.findall(f"{space}circle")) == 5
     for group, panel in zip(groups, (arms, differences), strict=True):
         (left,) = re.findall(r"translate\((\d+) 0\)", group.get("transform", ""))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agr_trl.config import ARMS
+from agr_trl.config import ARMS, REFERENCES
 from agr_trl.errors import UserError
 from agr_trl.evidence import (
     Part,
@@ -160,9 +160,9 @@ def test_the_head(on_pairs: dict[str, Any]) -> None:
     }
     assert {key: on_pairs[key] for key in head} == head
     tables = {"arms", "tests", "ablations", "rounds", "audits", "alarms", "per_query", "examples"}
-    tables |= {"disagreement", "hard_queries", "beside_s"}
+    tables |= {"disagreement", "hard_queries", "beside_s", "references", "by_seed"}
     assert on_pairs.keys() == head.keys() | tables
-    assert list(on_pairs["arms"]) == ["bm25", "cosine", *ARMS]
+    assert list(on_pairs["arms"]) == [*REFERENCES, *ARMS]
     assert list(on_pairs["tests"]) == list(on_pairs["per_query"]) == CONTROLS
     json.dumps(on_pairs, allow_nan=False)  # plain numbers only
 
@@ -172,6 +172,8 @@ def test_pair_metrics_by_hand(on_pairs: dict[str, Any]) -> None:
     # Supervised is right in one of four folds.
     areas = means(on_pairs, "pr_auc")
     assert areas.pop("supervised") == pytest.approx((1 / 2 + 1 / 2 + 1 / 2 + 1) / 4)
+    # R of round 0 has query 0 wrong: in that fold the relevant pairs are first and third of four.
+    assert areas.pop("round_0") == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
     right = {arm: 1.0 for arm in ("bm25", "random_crops", "adversarial")}
     assert areas == pytest.approx({arm: right.get(arm, 0.5) for arm in areas})
     roc = means(on_pairs, "roc_auc")
@@ -236,9 +238,9 @@ def test_values_per_query(on_pairs: dict[str, Any]) -> None:
 def test_hard_queries_by_hand(on_pairs: dict[str, Any], on_rankings: dict[str, Any]) -> None:
     # R of round 0 has query 0 wrong alone; of the others the first makes the second of two.
     hard = on_pairs["hard_queries"]
-    assert (hard["queries"], hard["of"], hard["before"]) == (2, 4, 0.75)
-    right = {"bm25": 1.0, "adversarial": 1.0, "random_crops": 1.0}
-    assert hard["arms"] == {arm: right.get(arm, 0.5) for arm in ("bm25", "cosine", *ARMS)}
+    assert (hard["queries"], hard["of"]) == (2, 4)
+    right = {"bm25": 1.0, "round_0": 0.75, "adversarial": 1.0, "random_crops": 1.0}
+    assert hard["arms"] == {arm: right.get(arm, 0.5) for arm in on_pairs["arms"]}
     assert list(hard["tests"]) == CONTROLS
     supervised = hard["tests"]["supervised"]
     assert (supervised["difference"], supervised["wins"]) == (0.5, 2)
@@ -246,7 +248,7 @@ def test_hard_queries_by_hand(on_pairs: dict[str, Any], on_rankings: dict[str, A
     assert supervised["p"] == 2 / 2**2
     assert supervised["p_holm"] == 1
     second = 1 / math.log2(3)
-    assert on_rankings["hard_queries"]["before"] == pytest.approx((second + 1) / 2)
+    assert on_rankings["hard_queries"]["arms"]["round_0"] == pytest.approx((second + 1) / 2)
     assert on_rankings["hard_queries"]["arms"]["cosine"] == pytest.approx(second)
 
 
@@ -415,10 +417,11 @@ def test_s_beside_an_arm_by_hand() -> None:
 def test_one_seed_and_some_arms_are_enough(pairs_run: Path) -> None:
     arms = ["supervised", "adversarial"]
     found = build(pairs_run, "pr_auc", seeds=[1], arms=arms)
-    assert list(found["arms"]) == ["bm25", "cosine", *arms]
+    assert list(found["arms"]) == [*REFERENCES, *arms]
     assert list(found["tests"]) == ["supervised"]
     assert found["tests"]["supervised"]["difference"] == pytest.approx(1 - 0.75)
     assert found["seeds"] == [1]
+    assert found["by_seed"]["supervised"] == [0.75]
 
 
 def test_the_same_files_give_the_same_evidence(pairs_run: Path, on_pairs: dict[str, Any]) -> None:
@@ -431,12 +434,13 @@ def test_the_tables(on_pairs: dict[str, Any]) -> None:
     assert tests == primary_table(on_pairs)
     cells = table_cells(tests)
     assert cells["arm"] == ["PR-AUC", "95 % interval", "adversarial −", "p", "p (Holm)"]
-    assert list(cells)[2:] == ["bm25", "cosine", *ARMS]
+    assert list(cells)[2:] == [*REFERENCES, *ARMS]
+    assert cells["round_0"][2:] == ["+0.083", "1.000", "–"]  # one query differs, either way round
     assert cells["warm_up_generator"] == ["0.500", "[0.500, 0.500]", "+0.500", "0.125", "0.625"]
     assert cells["adversarial"] == ["1.000", "[1.000, 1.000]", "–", "–", "–"]
     cells = table_cells(hard)
     assert cells["the 2 hardest of 4 queries"] == ["mean", "adversarial −", "p", "p (Holm)"]
-    assert cells["R of round 0"] == ["0.750", "–", "–", "–"]
+    assert cells["round_0"] == ["0.750", "–", "–", "–"]
     assert cells["supervised"] == ["0.500", "+0.500", "0.500", "1.000"]
     cells = table_cells(beside_s)
     head_cells = ["PR-AUC", "95 % interval", "− S alone", "p", "p (Holm)", "ROC-AUC"]
