@@ -60,7 +60,13 @@ from agr_trl.loading import load_config, resolve_model_name
 from agr_trl.pretraining import distillation_pairs, new_or_loaded_retriever
 from agr_trl.query_files import read_queries, write_query_files
 from agr_trl.relevance import EmbeddingScorer, Teacher, load_relevance_scorer
-from agr_trl.retriever import Retriever, check_best_metric, dev_metrics, retriever_trainer
+from agr_trl.retriever import (
+    Retriever,
+    check_best_metric,
+    dev_metrics,
+    is_classifier,
+    retriever_trainer,
+)
 from agr_trl.rewards import excess_loss
 from agr_trl.runtime import exclusive, is_main_process, stopwatch, wait_for_everyone
 from agr_trl.search import BM25Index, score_distinct
@@ -91,7 +97,7 @@ SECTIONS: dict[str, Sequence[type]] = {
 }
 PAIR_METRICS = ("roc_auc", "pr_auc", "f1", "accuracy")
 QUERIES_FILE = "queries.parquet"
-DISTILLED = "distilled_retriever"
+STARTING_RETRIEVER = "starting_retriever"  # before any judgement
 
 
 class AdversarialRun:
@@ -200,8 +206,10 @@ class AdversarialRun:
         if not number:
             self._check_models()
             self._stage(folder / "generator", stage_seed, self._warm_up, number)
-            if self.loop.distillation_steps:
-                self._stage(folder / DISTILLED, stage_seed + 5, self.distil_relevance, number)
+            if self._keeps_start:
+                self._stage(
+                    folder / STARTING_RETRIEVER, stage_seed + 5, self._start_retriever, number
+                )
             self._stage(folder / "retriever", stage_seed + 1, self._train_retriever, number)
         elif source == "adversarial":
             self._stage(folder / "generator", stage_seed, self._train_generator, number)
@@ -389,6 +397,19 @@ class AdversarialRun:
         judged.loc[asked.index, "probability"] = expit(log_odds)
         return judged
 
+    @property
+    def _keeps_start(self) -> bool:
+        return bool(self.loop.distillation_steps or self.loop.lesson_averaging)
+
+    def _start_retriever(self, target: Path, number: int) -> None:
+        """Write the retriever as it is before any judgement."""
+        if self.loop.distillation_steps:
+            self.distil_relevance(target, number)
+            return
+        retriever = new_or_loaded_retriever(self.retriever_args, self.dataset, self.seed)
+        if is_main_process():
+            retriever.save(target)
+
     def distil_relevance(self, target: Path, number: int) -> None:
         """Write a retriever that has learned S, and no judgement yet."""
         steps = self.loop.distillation_steps
@@ -427,8 +448,8 @@ class AdversarialRun:
             )
             train = self._round_pairs(number)
         else:
-            if self.loop.distillation_steps:
-                retriever = Retriever.from_pretrained(str(target.with_name(DISTILLED)))
+            if self._keeps_start:
+                retriever = Retriever.from_pretrained(str(target.with_name(STARTING_RETRIEVER)))
             else:
                 retriever = new_or_loaded_retriever(self.retriever_args, self.dataset, self.seed)
             train = self.gold.sample(frac=1, random_state=self.seed, ignore_index=True)
@@ -448,11 +469,18 @@ class AdversarialRun:
         train_with_checkpoints(trainer)
         if is_main_process():
             retriever.save(target)
-            if number and self.loop.weight_averaging:
-                before = Retriever.from_pretrained(str(self._best_retriever(number)))
-                learned = Retriever.from_pretrained(str(target))
-                learned.average(before, self.loop.weight_averaging).save(target)
+            self._average(target, number)
             save_log(trainer, target.with_name("retriever_log.json"))
+
+    def _average(self, target: Path, number: int) -> None:
+        """Move a trained retriever back towards those that it came from, as the settings say."""
+        shares = {self.round_folder(0) / STARTING_RETRIEVER: self.loop.lesson_averaging}
+        if number:
+            shares = {self._best_retriever(number): self.loop.weight_averaging} | shares
+        for before, share in shares.items():
+            if share:
+                learned = Retriever.from_pretrained(str(target))
+                learned.average(Retriever.from_pretrained(str(before)), share).save(target)
 
     def _round_pairs(self, number: int) -> pd.DataFrame:
         """Gold pairs and the accepted queries of this round (and of earlier kept rounds)."""
@@ -673,8 +701,24 @@ class AdversarialRun:
         ):
             if name != "new":
                 load_config(resolve_model_name(name))
+        self._check_start()
         logger.info("S is %s", type(self.relevance).__name__)
         _ = self.calibrated  # or says what the judged pairs lack
+
+    def _check_start(self) -> None:
+        """Refuse to go back to a retriever that cannot rank, whose head is random."""
+        args = self.retriever_args
+        name = args.retriever_name_or_path
+        ranks = (
+            args.new_retriever_steps
+            if name == "new"
+            else is_classifier(load_config(resolve_model_name(name)))
+        )
+        if self.loop.lesson_averaging and not (ranks or self.loop.distillation_steps):
+            raise UserError(
+                f"`lesson_averaging` goes back to a retriever that ranks before any judgement, and "
+                f"`{name}` does not; set `distillation_steps`, or `lesson_averaging` to 0"
+            )
 
     def _check_dev_metric(self) -> None:
         dev = self.dataset.pairs("dev")

@@ -64,6 +64,7 @@ SETTINGS_OF_ALL = (
     "retriever.hard_negatives",
     "retriever.random_negatives",
     "distillation_steps",
+    "lesson_averaging",
     *(
         field.name
         for part in (RunArguments, DataArguments, ComparisonArguments)

@@ -409,6 +409,14 @@ class LoopArguments(SamplingArguments):
             "round with; 0.5: the mean of the two, 0: none"
         },
     )
+    lesson_averaging: float = field(
+        default=0.0,
+        metadata={
+            "help": "Every round's retriever, round 0's too, ends with this share of the weights "
+            "that it had before any judgement; for one that ranks already then, as after "
+            "`distillation_steps`; 0: none"
+        },
+    )
     prompts_per_round: int = field(
         default=2_000, metadata={"help": "Products that the generator is trained on in a round"}
     )
@@ -479,6 +487,7 @@ class LoopArguments(SamplingArguments):
             kept_models=(1, inf),
             attacked_retrievers=(1, inf),
             weight_averaging=(0, 1),
+            lesson_averaging=(0, 1),
             prompts_per_round=(1, inf),
             products_per_round=(1, inf),
             max_synthetic_share=(0, 1),

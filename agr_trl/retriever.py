@@ -61,6 +61,11 @@ _MOST_WORKERS, _FEW_TOKENS = 16, 512
 _FIRST_TOKEN_FAMILIES = ("bert", "roberta", "xlm-roberta", "electra")
 
 
+def is_classifier(config: Any) -> bool:
+    """Return whether a model's head has been trained to classify, as its config says."""
+    return any("ForSequenceClassification" in name for name in config.architectures or [])
+
+
 @dataclass
 class Retriever:
     """A sequence classifier with one logit, its tokenizer and how many tokens of a pair it reads.
@@ -94,8 +99,8 @@ class Retriever:
         """
         path = resolve_model_name(name_or_path)
         config = load_config(path)
-        is_classifier = any("ForSequenceClassification" in a for a in config.architectures or [])
-        labels = config.num_labels if is_classifier else 1
+        has_head = is_classifier(config)
+        labels = config.num_labels if has_head else 1
         if labels > 2:
             raise UserError(
                 f"retriever `{name_or_path}` has {labels} classes; use a model with one or two"
@@ -103,7 +108,7 @@ class Retriever:
         model = load_model(
             AutoModelForSequenceClassification,
             path,
-            with_new_head=not is_classifier,
+            with_new_head=not has_head,
             num_labels=labels,
         )
         if labels == 2:

@@ -237,6 +237,34 @@ def test_a_rounds_retriever_is_averaged_with_the_one_before(finished, config, tm
     assert any(not weight.equal(before[name]) for name, weight in learned.items())
 
 
+def test_retrievers_end_between_the_lesson_and_the_judgements(config, tmp_path):
+    def weights(folder: Path) -> dict[str, torch.Tensor]:
+        return Retriever.from_pretrained(str(folder)).model.state_dict()
+
+    plain, averaged, whole = (tmp_path / name for name in ("plain", "averaged", "whole"))
+    lesson = "--distillation_steps=3"
+    build_run(config, plain, lesson).run_rounds(0)
+    build_run(config, averaged, lesson, "--lesson_averaging=0.25").run_rounds(0)
+    start = weights(averaged / "round_00" / "starting_retriever")
+    learned = weights(plain / "round_00" / "retriever")
+    for name, weight in weights(averaged / "round_00" / "retriever").items():
+        torch.testing.assert_close(weight, 0.25 * start[name] + 0.75 * learned[name])
+    assert any(not weight.equal(start[name]) for name, weight in learned.items())
+    # A later round goes back to the same start, here all the way, and so does one without a lesson
+    # from S: the words that a new retriever has learned are its start.
+    build_run(config, whole, "--lesson_averaging=1").run_rounds(1)
+    start = weights(whole / "round_00" / "starting_retriever")
+    for number in (0, 1):
+        for name, weight in weights(whole / f"round_{number:02d}" / "retriever").items():
+            torch.testing.assert_close(weight, start[name])
+
+
+def test_going_back_needs_a_start_that_ranks(config, tmp_path):
+    words = ("--lesson_averaging=0.5", "--retriever.new_retriever_steps=0")
+    with pytest.raises(UserError, match="`new` does not; set `distillation_steps`"):
+        build_run(config, tmp_path / "run", *words).run()
+
+
 def test_lost_outputs_are_made_again_byte_for_byte(finished, copy, config):
     for name in ("retriever", "metrics.json"):
         lost = copy / "round_01" / name
@@ -528,7 +556,7 @@ def test_distillation_comes_before_judged_pairs_and_resumes(config, tmp_path, mo
         with pytest.raises(KeyboardInterrupt):
             build_run(config, tmp_path / "run", *words).run()
     folder = tmp_path / "run" / "round_00"
-    distilled = folder / "distilled_retriever"
+    distilled = folder / "starting_retriever"
     log = json.loads((folder / "distillation_log.json").read_text())
     assert log[-1]["step"] == 3
     before = (distilled / "model.safetensors").read_bytes()
