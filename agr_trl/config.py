@@ -827,6 +827,20 @@ class Recipe:
         sections = {name: stage.resolved() for name, stage in self.stages.items()}
         return sections.pop("", {}) | sections
 
+    def defaults(self) -> dict[str, Any]:
+        """Return what `resolved` would have of each setting that nobody gave."""
+        sections = {
+            name: {
+                field.name: field.default_factory()
+                if callable(field.default_factory)
+                else field.default
+                for kind in stage.dataclass_types
+                for field in fields(kind)
+            }
+            for name, stage in self.stages.items()
+        }
+        return sections.pop("", {}) | sections
+
     @property
     def is_demo(self) -> bool:
         """Whether the embedded demo data is used, where a missing earlier stage is made first."""

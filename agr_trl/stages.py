@@ -196,7 +196,7 @@ def begin_run_folder(
     text = as_yaml(settings)
     is_same = False
     if config_file.is_file() and state_file.is_file():
-        refuse_other_settings(config_file, settings, free)
+        refuse_other_settings(config_file, settings, free, recipe.defaults())
         before = read_json(state_file)
         if before["data_fingerprint"] != state["data_fingerprint"]:
             changed = "; ".join(_changes(before.get("data", {}), state["data"]))
@@ -215,17 +215,35 @@ def begin_run_folder(
 
 
 def refuse_other_settings(
-    config_file: Path, settings: dict[str, Any], free: Collection[str] = FREE_SETTINGS
+    config_file: Path,
+    settings: dict[str, Any],
+    free: Collection[str] = FREE_SETTINGS,
+    defaults: dict[str, Any] | None = None,
 ) -> None:
-    """Raise `UserError` when a run folder was made with other settings, the `free` ones apart."""
+    """Raise `UserError` when a run folder was made with other settings, the `free` ones apart.
+
+    A setting that its version did not have yet counts as the default, so that an upgrade does not
+    end a long run.
+    """
     old = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    changed = _changes(old, settings, free)
+    changed = _changes(_completed(old, settings, defaults or {}), settings, free)
     if changed:
         shown = changed[:5] + ([f"and {len(changed) - 5} more"] if len(changed) > 5 else [])
         raise UserError(
             f"`{config_file.parent}` was begun with other settings ({'; '.join(shown)}); "
             "give another --output_dir, or remove the folder"
         )
+
+
+def _completed(
+    old: dict[str, Any], settings: dict[str, Any], defaults: dict[str, Any]
+) -> dict[str, Any]:
+    """Return old settings with the defaults of those that came later, in sections too."""
+    completed = {name: defaults[name] for name in settings if name in defaults} | old
+    for name, section in settings.items():
+        if isinstance(section, dict) and isinstance(old.get(name), dict):
+            completed[name] = _completed(old[name], section, defaults.get(name, {}))
+    return completed
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()) -> list[str]:

@@ -347,6 +347,19 @@ def _interrupt(*args):
     raise KeyboardInterrupt
 
 
+def test_a_run_of_a_version_with_fewer_settings_goes_on(copy, config):
+    file = copy / "config.yaml"
+    settings = yaml.safe_load(file.read_text())
+    del settings["lesson_averaging"], settings["retriever"]["disable_dropout"]
+    file.write_text(yaml.safe_dump(settings, sort_keys=False))
+    with pytest.raises(UserError, match=r"\(lesson_averaging: 0.0 -> 0.5\)"):
+        build_run(config, copy, "--lesson_averaging", "0.5").run()
+    with pytest.raises(UserError, match=r"\(retriever.disable_dropout: False -> True\)"):
+        build_run(config, copy, "--retriever.disable_dropout", "true").run()
+    build_run(config, copy).run()
+    assert yaml.safe_load(file.read_text())["lesson_averaging"] == 0.0
+
+
 def test_other_settings_or_other_data_are_refused(copy, config, shop, tmp_path):
     with pytest.raises(UserError, match=r"retriever\.max_steps: 2 -> 3.*another --output_dir"):
         build_run(config, copy, "--retriever.max_steps", "3").run()
