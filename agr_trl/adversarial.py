@@ -208,7 +208,7 @@ class AdversarialRun:
             self._stage(folder / "generator", stage_seed, self._warm_up, number)
             if self._keeps_start:
                 self._stage(
-                    folder / STARTING_RETRIEVER, stage_seed + 5, self._start_retriever, number
+                    folder / STARTING_RETRIEVER, stage_seed + 5, self.start_retriever, number
                 )
             self._stage(folder / "retriever", stage_seed + 1, self._train_retriever, number)
         elif source == "adversarial":
@@ -401,7 +401,7 @@ class AdversarialRun:
     def _keeps_start(self) -> bool:
         return bool(self.loop.distillation_steps or self.loop.lesson_averaging)
 
-    def _start_retriever(self, target: Path, number: int) -> None:
+    def start_retriever(self, target: Path, number: int) -> None:
         """Write the retriever as it is before any judgement."""
         if self.loop.distillation_steps:
             self.distil_relevance(target, number)
@@ -477,10 +477,12 @@ class AdversarialRun:
         shares = {self.round_folder(0) / STARTING_RETRIEVER: self.loop.lesson_averaging}
         if number:
             shares = {self._best_retriever(number): self.loop.weight_averaging} | shares
-        for before, share in shares.items():
-            if share:
-                learned = Retriever.from_pretrained(str(target))
-                learned.average(Retriever.from_pretrained(str(before)), share).save(target)
+        if any(shares.values()):
+            learned = Retriever.from_pretrained(str(target))
+            for before, share in shares.items():
+                if share:
+                    learned.average(Retriever.from_pretrained(str(before)), share)
+            learned.save(target)
 
     def _round_pairs(self, number: int) -> pd.DataFrame:
         """Gold pairs and the accepted queries of this round (and of earlier kept rounds)."""
@@ -707,14 +709,14 @@ class AdversarialRun:
 
     def _check_start(self) -> None:
         """Refuse to go back to a retriever that cannot rank, whose head is random."""
-        args = self.retriever_args
-        name = args.retriever_name_or_path
-        ranks = (
-            args.new_retriever_steps
-            if name == "new"
-            else is_classifier(load_config(resolve_model_name(name)))
-        )
-        if self.loop.lesson_averaging and not (ranks or self.loop.distillation_steps):
+        if not self.loop.lesson_averaging or self.loop.distillation_steps:
+            return
+        name = self.retriever_args.retriever_name_or_path
+        if name == "new":
+            can_rank = self.retriever_args.new_retriever_steps > 0
+        else:
+            can_rank = is_classifier(load_config(resolve_model_name(name)))
+        if not can_rank:
             raise UserError(
                 f"`lesson_averaging` goes back to a retriever that ranks before any judgement, and "
                 f"`{name}` does not; set `distillation_steps`, or `lesson_averaging` to 0"

@@ -33,14 +33,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
-from agr_trl.adversarial import QUERIES_FILE, AdversarialRun
+from agr_trl.adversarial import QUERIES_FILE, STARTING_RETRIEVER, AdversarialRun
 from agr_trl.config import ComparisonArguments, DataArguments, Recipe, RunArguments
 from agr_trl.data import RelevanceDataset
 from agr_trl.data.splits import fold_queries, split_queries
 from agr_trl.errors import UserError
 from agr_trl.evaluation import score_candidates
 from agr_trl.files import read_json, write_json
-from agr_trl.pretraining import new_or_loaded_retriever
 from agr_trl.relevance import LSA, EmbeddingScorer, LsaScorer, load_relevance_scorer
 from agr_trl.runtime import exclusive, start
 from agr_trl.search import BM25Index, Scorer
@@ -49,7 +48,7 @@ from agr_trl.stages import begin_run_folder, load_dataset
 logger = logging.getLogger(__name__)
 
 COSINE = "cosine"
-STARTING_RETRIEVER, STARTING_GENERATOR = "starting_retriever", "starting_generator"
+STARTING_GENERATOR = "starting_generator"
 FREE_SETTINGS = (
     *("dataset_path", "seeds", "arms", "ablations", "primary_metric", "workers", "resamples"),
 )
@@ -266,11 +265,10 @@ def teach_start(recipe: Recipe, seed: int) -> None:
         set_seed(seed)
         if model == STARTING_GENERATOR:
             run.warm_up_on_titles(partial, recipe[""].build()[3].shared_warm_up_steps)
-        elif run.loop.distillation_steps:
-            run.relevance.remember(run.dataset.documents, np.load(run.folder / VECTORS_FILE))
-            run.distil_relevance(partial, 0)
         else:
-            new_or_loaded_retriever(run.retriever_args, run.dataset, seed).save(partial)
+            if run.loop.distillation_steps:
+                run.relevance.remember(run.dataset.documents, np.load(run.folder / VECTORS_FILE))
+            run.start_retriever(partial, 0)
         partial.replace(start)
 
 

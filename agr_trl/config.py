@@ -831,11 +831,8 @@ class Recipe:
         """Return what `resolved` would have of each setting that nobody gave."""
         sections = {
             name: {
-                field.name: field.default_factory()
-                if callable(field.default_factory)
-                else field.default
-                for kind in stage.dataclass_types
-                for field in fields(kind)
+                setting.dest: setting.default
+                for setting in _RecipeParser(stage.dataclass_types, name).settings()
             }
             for name, stage in self.stages.items()
         }

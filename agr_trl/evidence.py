@@ -118,7 +118,7 @@ def build_evidence(
         for arm, own in parts.items()
         if arm in scores[primary_metric]
     }
-    values = pd.DataFrame({arm: own.groupby("query_id").mean() for arm, own in per_seed.items()})
+    values = _means_over_seeds(per_seed)
     values.index = values.index.map(judged.groupby("query_id")["query"].first())
     written = [arm for arm in (*arms, *changes) if parts[arm][0].queries is not None]
     audits = {arm: _audit(parts[arm]) for arm in written}
@@ -301,7 +301,7 @@ def _rankings(parts: Sequence[Part]) -> pd.DataFrame:
 
 
 def _ranking_scores(rankings: Mapping[str, pd.DataFrame]) -> Scores:
-    """Return the ranking metrics: one row a query, all queries of a seed in one fold.
+    """Return metrics that each query has by itself: one row a query, a seed's in one fold.
 
     An arm without a blend weight has no blend.
     """
@@ -322,6 +322,11 @@ def _values_by_query(
     if primary_metric not in RANKINGS:
         return _average_precision(parts)
     return (_rankings(parts) if rankings is None else rankings)[primary_metric]
+
+
+def _means_over_seeds(per_seed: Mapping[str, pd.Series]) -> pd.DataFrame:
+    """Return what each query (index) is worth with each arm (columns)."""
+    return pd.DataFrame({arm: own.groupby("query_id").mean() for arm, own in per_seed.items()})
 
 
 def _average_precision(parts: Sequence[Part]) -> pd.Series:
@@ -430,21 +435,16 @@ def _on_hard_queries(
     mean over the seeds. Chosen so, every arm's mean is above that of `round_0` by regression to the
     mean alone; the differences between arms are what tells whether hard queries were learned.
     """
-    by_query = per_seed["round_0"].groupby("query_id").mean().sort_values(kind="stable")
-    hard = by_query.index[: max(2, round(HARD_SHARE * len(by_query)))]
-    folds = {
-        arm: [
-            Fold(int(own_seed), np.arange(len(hard)), rows.to_numpy(), np.ones(len(hard)))
-            for own_seed, rows in own.unstack()[hard].iterrows()
-        ]
-        for arm, own in per_seed.items()
+    values = _means_over_seeds(per_seed).sort_values("round_0", kind="stable")
+    hard = values.head(max(2, round(HARD_SHARE * len(values))))
+    of_hard = {
+        arm: own.unstack()[hard.index].stack().to_frame("mean") for arm, own in per_seed.items()
     }
-    means = {arm: own.groupby("query_id").mean()[hard] for arm, own in per_seed.items()}
     return {
         "queries": len(hard),
-        "of": len(by_query),
-        "arms": {arm: float(own.mean()) for arm, own in means.items()},
-        "tests": _tests({"mean": folds}, "mean", pd.DataFrame(means), controls, resamples, seed),
+        "of": len(values),
+        "arms": hard.mean().to_dict(),
+        "tests": _tests(_ranking_scores(of_hard), "mean", hard, controls, resamples, seed),
     }
 
 
@@ -465,12 +465,14 @@ def _beside_s(
     is_ranking = primary_metric in RANKINGS
     rankings = {arm: _rankings(own) for arm, own in together.items()} if is_ranking else {}
     scores = _ranking_scores(rankings) if is_ranking else _pair_scores(together)
-    values = {
-        arm: _values_by_query(own, primary_metric, rankings.get(arm)).groupby("query_id").mean()
-        for arm, own in together.items()
-    }
+    values = _means_over_seeds(
+        {
+            arm: _values_by_query(own, primary_metric, rankings.get(arm))
+            for arm, own in together.items()
+        }
+    )
     compared = {arm: (arm, "cosine") for arm in parts if arm != "cosine"}
-    differences = (scores, primary_metric, pd.DataFrame(values))
+    differences = (scores, primary_metric, values)
     ranked = {name: own for name, own in scores.items() if name in (*AREAS, *RANKINGS)}
     return {
         "arms": _arm_rows(ranked, primary_metric, list(together), resamples, seed),
@@ -677,9 +679,7 @@ def primary_table(evidence: Mapping[str, Any]) -> str:
                 arm,
                 number(value.get("mean")),
                 f"[{number(value.get('low'))}, {number(value.get('high'))}]",
-                signed(test.get("difference")),
-                number(test.get("p")),
-                number(test.get("p_holm")),
+                *_test_cells(test),
             ]
         )
     return _markdown_table(rows)
@@ -689,9 +689,7 @@ def _hard_queries_table(hard: Mapping[str, Any]) -> str:
     head = [f"the {hard['queries']} hardest of {hard['of']} queries", "mean", f"{TESTED} −"]
     rows = [[*head, "p", "p (Holm)"]]
     for arm, mean in hard["arms"].items():
-        test = hard["tests"].get(arm, {})
-        differences = (signed(test.get("difference")), number(test.get("p")))
-        rows.append([arm, number(mean), *differences, number(test.get("p_holm"))])
+        rows.append([arm, number(mean), *_test_cells(hard["tests"].get(arm, {}))])
     return _markdown_table(rows)
 
 
@@ -707,13 +705,20 @@ def _beside_s_table(evidence: Mapping[str, Any]) -> str:
                 "S alone" if arm == "cosine" else arm,
                 number(value["mean"]),
                 f"[{number(value['low'])}, {number(value['high'])}]",
-                signed(test.get("difference")),
-                number(test.get("p")),
-                number(test.get("p_holm")),
+                *_test_cells(test),
                 *(number(metrics[metric]["mean"]) for metric in others),
             ]
         )
     return _markdown_table(rows)
+
+
+def _test_cells(test: Mapping[str, Any]) -> list[str]:
+    """Return difference, p and p after Holm; "–" where there is nothing to compare."""
+    return [
+        signed(test.get("difference")),
+        number(test.get("p")),
+        number(test.get("p_holm")),
+    ]
 
 
 def _other_metrics_table(evidence: Mapping[str, Any]) -> str:

@@ -225,8 +225,10 @@ def refuse_other_settings(
     A setting that its version did not have yet counts as the default, so that an upgrade does not
     end a long run.
     """
-    old = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    changed = _changes(_completed(old, settings, defaults or {}), settings, free)
+    old = _flat(yaml.safe_load(config_file.read_text(encoding="utf-8")))
+    now, default = _flat(settings), _flat(defaults or {})
+    default_of_later = {name: value for name, value in default.items() if name in now}
+    changed = _changes(default_of_later | old, now, free)
     if changed:
         shown = changed[:5] + ([f"and {len(changed) - 5} more"] if len(changed) > 5 else [])
         raise UserError(
@@ -235,20 +237,15 @@ def refuse_other_settings(
         )
 
 
-def _completed(
-    old: dict[str, Any], settings: dict[str, Any], defaults: dict[str, Any]
-) -> dict[str, Any]:
-    """Return old settings with the defaults of those that came later, in sections too."""
-    completed = {name: defaults[name] for name in settings if name in defaults} | old
-    for name, section in settings.items():
-        if isinstance(section, dict) and isinstance(old.get(name), dict):
-            completed[name] = _completed(old[name], section, defaults.get(name, {}))
-    return completed
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a nested mapping with dots in its names: "section.setting" -> value."""
+    flat: dict[str, Any] = pd.json_normalize(values).T[0].to_dict() if values else {}
+    return flat
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()) -> list[str]:
     """Return "name: old -> new" of what differs between two nested mappings."""
-    old, new = (pd.json_normalize(values).T[0].to_dict() for values in (before, now))
+    old, new = _flat(before), _flat(now)
     return [
         f"{name}: {old.get(name)} -> {new.get(name)}"
         for name in sorted(old.keys() | new.keys())

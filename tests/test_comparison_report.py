@@ -218,9 +218,7 @@ def test_second_questions_have_tables_where_the_evidence_has_them(tmp_path: Path
     page = page_of(write_comparison_report, make_folder(tmp_path / "run", evidence))
     assert "On the 80 queries of 240 that R of round 0 ranks worst" in page.text
     assert ["R of round 0", "0.490", "–", "–", "–", "–"] in page.rows  # .69 - .2
-    row = next(
-        row for row in page.rows if row and row[1:3] == ["0.480", "+0.061"]
-    )  # .741 - .061 - .2
+    row = next(row for row in page.rows if row[1:3] == ["0.480", "+0.061"])  # .741 - .061 - .2
     assert row == ["supervised", "0.480", "+0.061", "[+0.053, +0.070]", "0.0005", "0.0025"]
     # S and R together: .745 + .1, and .741 - .061 + .1 with .05 on both sides.
     assert page.row("S alone")[1:] == ["0.845", "[0.795, 0.895]", "–", "–", "–", "–", "0.895"]
