@@ -12,7 +12,8 @@ from agr_trl.adversarial import SECTIONS as LOOP_SECTIONS
 from agr_trl.arms import run_arms
 from agr_trl.comparison_report import write_comparison_report
 from agr_trl.config import ComparisonArguments, parse_recipe
-from agr_trl.evidence import build_evidence, evidence_table
+from agr_trl.evidence import build_evidence
+from agr_trl.evidence_tables import evidence_table
 from agr_trl.files import read_json, write_json
 from agr_trl.runtime import run_recipe, start
 

@@ -19,9 +19,8 @@ from agr_trl.evidence import (
     _with_s,
     alarms,
     build_evidence,
-    evidence_table,
-    primary_table,
 )
+from agr_trl.evidence_tables import evidence_table, primary_table
 from agr_trl.files import write_json
 
 CONTROLS = [arm for arm in ARMS if arm != "adversarial"]

@@ -14,7 +14,7 @@ from toy_runs import RECIPES, ROOT
 
 from agr_trl.comparison_report import arms_picture
 from agr_trl.config import ARMS
-from agr_trl.evidence import primary_table
+from agr_trl.evidence_tables import primary_table
 
 EVIDENCE = ROOT / "docs" / "evidence"
 README, EXPERIMENTS = ROOT / "README.md", ROOT / "docs" / "experiments.md"
