@@ -34,9 +34,9 @@ from agr_trl.acceptance import (
 from agr_trl.bad_numbers import refuse_constant_scores
 from agr_trl.config import (
     DataArguments,
-    GeneratorArguments,
     LoopArguments,
     LoraArguments,
+    PromptArguments,
     Recipe,
     RetrieverArguments,
     RewardArguments,
@@ -92,7 +92,7 @@ SECTIONS: dict[str, Sequence[type]] = {
     "": (RunArguments, DataArguments, LoopArguments),
     "retriever": (RetrieverArguments, TrainingArguments),
     "warm_up": (WarmUpArguments, Seq2SeqTrainingArguments),
-    "generator": (GeneratorArguments, LoraArguments, RLOOConfig),
+    "generator": (PromptArguments, LoraArguments, RLOOConfig),  # G itself is the warm-up's
     "reward": (RewardArguments,),
 }
 PAIR_METRICS = ("roc_auc", "pr_auc", "f1", "accuracy")
@@ -127,6 +127,7 @@ class AdversarialRun:
         self.is_looked_at = True  # keep what is for the reader of a run folder alone
         self.dataset = load_dataset(self.data_args) if dataset is None else dataset
         self._check_dev_metric()
+        self._check_start()
 
     # --- What stages share, computed at first use ------------------------------------------------
 
@@ -640,7 +641,12 @@ class AdversarialRun:
         """Export the best retriever and its round's generator; write metrics.json, once."""
         metrics_file = self.folder / "metrics.json"
         rounds = [self.round_metrics(number) for number in range(self.loop.rounds + 1)]
-        is_done = metrics_file.is_file() and read_json(metrics_file)["rounds"] == rounds
+        is_whole = all(
+            (self.folder / name / "config.json").is_file() for name in ("retriever", "generator")
+        )
+        is_done = (
+            is_whole and metrics_file.is_file() and read_json(metrics_file)["rounds"] == rounds
+        )
         wait_for_everyone()
         if is_main_process() and not is_done:
             best = self.best_round(self.loop.rounds + 1)
@@ -703,7 +709,6 @@ class AdversarialRun:
         ):
             if name != "new":
                 load_config(resolve_model_name(name))
-        self._check_start()
         logger.info("S is %s", type(self.relevance).__name__)
         _ = self.calibrated  # or says what the judged pairs lack
 

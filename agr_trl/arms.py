@@ -79,8 +79,9 @@ def arm_changes(arm: str, recipe: Recipe) -> dict[str, dict[str, Any]]:
     may teach the retriever is the same in all arms. An ablation changes what its settings say.
     """
     ablations = recipe[""].build()[3].ablation_changes
+    attack = {"query_source": "adversarial"}
     if arm in ablations:
-        by_section: dict[str, dict[str, Any]] = {}
+        by_section: dict[str, dict[str, Any]] = {"": dict(attack)}
         for key, value in ablations[arm].items():
             section, _, setting = key.rpartition(".")
             by_section.setdefault(section, {})[setting] = value
@@ -91,13 +92,14 @@ def arm_changes(arm: str, recipe: Recipe) -> dict[str, dict[str, Any]]:
         "supervised": {"": {"query_source": "none"}},
         "random_crops": {"": {"query_source": "random_crops"} | no_choice},
         "warm_up_generator": {"": {"query_source": "warm_up"} | no_choice},
-        "adversarial": {},
+        "adversarial": {"": attack},
         "adversarial_no_relevance": {
+            "": attack,
             "generator": {"reward_weights": [loss, 0.0, acceptance]},
             "reward": {"gate_loss_reward": False},
         },
         "relevance_only": {
-            "": no_choice,
+            "": attack | no_choice,
             "generator": {"reward_weights": [0.0, relevance, acceptance]},
         },
     }
@@ -117,7 +119,9 @@ def cross_fit(
     judged = dataset.queries["query_id"].isin(pooled["query_id"].unique())
     queries = dataset.queries[judged].set_index("query_id")["query"]
     fold_of = fold_queries(queries, folds, seed)
-    inside = split_queries(queries[fold_of != fold], choosing_fraction, 0.0, seed)
+    # A shuffle of its own: that of the folds would let the same queries choose in most of them.
+    own_seed = f"{seed} fold {fold}"
+    inside = split_queries(queries[fold_of != fold], choosing_fraction, 0.0, own_seed)
     split = pooled["query_id"].map(inside).fillna("test")
     judgements = pooled.assign(split=split).reset_index(drop=True)
     held_out = replace(dataset, judgements=judgements)
@@ -147,20 +151,13 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
             "`shared_warm_up_steps` reads the whole catalogue, and pairs have the documents of "
             "training queries alone to write for; leave it at 0"
         )
-    for arm in (*comparison.arms, *comparison.ablation_changes):
-        recipe.replaced(arm_changes(arm, recipe))  # refuses unknown settings before any work
-    for name, changes in comparison.ablation_changes.items():
-        if shared := [setting for setting in changes if setting.startswith(SETTINGS_OF_ALL)]:
-            raise UserError(
-                f"`ablations` changes `{shared[0]}` in `{name}`, which all arms share; "
-                "run another comparison with it"
-            )
+    run = AdversarialRun(recipe, dataset)
+    _check_arms(recipe, dataset, comparison)
     with exclusive(folder):
         begin_run_folder(recipe, folder, dataset, FREE_SETTINGS)
         _refuse_other_ablations(folder, comparison, jobs)
         missing = [job for job in jobs if _missing_arms(folder, comparison, *job)]
         logger.info("%d of %d folds are missing", len(missing), len(jobs))
-        run = AdversarialRun(recipe, dataset)
         _embed_catalogue(run, folder)
         behind = dict.fromkeys(seed for seed, _ in missing)
         to_teach = [seed for seed in behind if _missing_lessons(recipe, seed)]
@@ -172,6 +169,26 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
         else:
             _run_in_workers(recipe, to_teach, missing, comparison.workers)
     return folder, seeds
+
+
+def _check_arms(recipe: Recipe, dataset: RelevanceDataset, comparison: ComparisonArguments) -> None:
+    """Raise `UserError` for what an arm or ablation could not do, or not do fairly.
+
+    Building an arm's run, before any work, finds what else is wrong with its settings.
+    """
+    for name, changes in comparison.ablation_changes.items():
+        if shared := [setting for setting in changes if setting.startswith(SETTINGS_OF_ALL)]:
+            raise UserError(
+                f"`ablations` changes `{shared[0]}` in `{name}`, which all arms share; "
+                "run another comparison with it"
+            )
+    if recipe["retriever"].values["max_steps"] < 1:
+        raise UserError(
+            "`retriever.max_steps` is not set, and by epochs an arm with more pairs takes more "
+            "steps; set it"
+        )
+    for arm in (*comparison.arms, *comparison.ablation_changes):
+        AdversarialRun(recipe.replaced(arm_changes(arm, recipe)), dataset)
 
 
 def _check_primary_metric(name: str, dataset: RelevanceDataset) -> None:

@@ -182,7 +182,16 @@ class RetrieverArguments:
 
 
 @dataclass
-class GeneratorArguments:
+class PromptArguments:
+    """How much of a product the generator reads."""
+
+    max_prompt_tokens: int = field(
+        default=128, metadata={"help": "Tokens of a prompt; the rest is cut"}
+    )
+
+
+@dataclass
+class GeneratorArguments(PromptArguments):
     """The generator and how much of a product it reads."""
 
     generator_name_or_path: str = field(
@@ -190,9 +199,6 @@ class GeneratorArguments:
         metadata={
             "help": "Model or folder; 'new' builds a small T5 from the catalogue (warm-up only)"
         },
-    )
-    max_prompt_tokens: int = field(
-        default=128, metadata={"help": "Tokens of a prompt; the rest is cut"}
     )
 
 

@@ -56,6 +56,7 @@ EXAMPLES_PER_QUERY = 2
 HARD_SHARE = 1 / 3  # of the queries, those that R of round 0 ranks worst
 DISAGREEMENT = 1 / 3  # of ranks inside a fold, each in [0, 1]
 ALARM_CHANGE = 0.01  # in the mean of S or of the second judge, each in [0, 1]
+SAME_LOG_ODDS = 0.01  # up to which two scores are one model's on one machine
 
 
 class Part(NamedTuple):
@@ -181,11 +182,13 @@ def _load(
         for position, seed in enumerate(seeds)
         for fold in range(folds)
     ]
-    names = {arm: ["held_out.parquet", "result.json", "queries.parquet"] for arm in arms}
-    names |= {arm: ["held_out.parquet", "result.json"] for arm in ("supervised", "cosine")}
     rows = ("cosine", *arms)
-    files = [f"{place}/{arm}/{name}" for _, place in places for arm in rows for name in names[arm]]
-    missing = [file for file in files if not (folder / file).is_file()]
+    missing = [
+        f"{place}/{arm}/{name}"
+        for _, place in places
+        for arm in rows
+        for name in _missing_files(folder / place / arm)
+    ]
     if missing:
         more = f" and {len(missing) - 3} more files" if len(missing) > 3 else ""
         raise UserError(
@@ -197,6 +200,7 @@ def _load(
         for arm in rows
     }
     _check_same_queries(parts, places)
+    _warn_of_other_starts(parts, places)
     references = {
         "bm25": [_scored_by(part, "bm25", None) for part in parts[TESTED]],
         "cosine": parts["cosine"],
@@ -206,6 +210,14 @@ def _load(
         ],
     }
     return references | parts
+
+
+def _missing_files(folder: Path) -> list[str]:
+    """Return which files an arm's folder lacks; an arm that wrote no query has none of them."""
+    result = folder / "result.json"
+    wrote = result.is_file() and any(this["queries"] for this in read_json(result)["rounds"])
+    needed = ["held_out.parquet", "result.json"] + ["queries.parquet"] * wrote
+    return [name for name in needed if not (folder / name).is_file()]
 
 
 def _scored_by(part: Part, column: str, blend_weight: float | None) -> Part:
@@ -236,6 +248,36 @@ def _check_same_queries(parts: Mapping[str, list[Part]], places: Sequence[tuple[
         by_seed.setdefault(part.seed, []).extend(_judged_ids(part))
     if any(sorted(queries) != sorted(set(by_seed[0])) for queries in by_seed.values()):
         raise UserError("a seed lacks a judged query of another, or has one in two of its folds")
+
+
+def _warn_of_other_starts(
+    parts: Mapping[str, list[Part]], places: Sequence[tuple[int, str]]
+) -> None:
+    """Say which arms did not start from the R of round 0 that the tested arm started from.
+
+    A fold's models are removed when its arms have ended, so an arm that is added later trains round
+    0 anew, and on another machine that gives another R.
+    """
+    others = [
+        f"{place}/{arm}"
+        for arm, own in parts.items()
+        for part, tested, (_, place) in zip(own, parts[TESTED], places, strict=True)
+        if "before" in part.pairs and _start_differs(part, tested)
+    ]
+    if others:
+        logger.warning(
+            "%d arms of a fold started from another retriever than %s, such as %s; their "
+            "differences hold its chance too. Remove these folds and run them again on one machine",
+            len(others),
+            TESTED,
+            others[0],
+        )
+
+
+def _start_differs(part: Part, tested: Part) -> bool:
+    order = ["query_id", "product_id"]
+    own, other = (each.pairs.sort_values(order)["before"].to_numpy() for each in (part, tested))
+    return len(own) != len(other) or not np.allclose(own, other, rtol=0, atol=SAME_LOG_ODDS)
 
 
 def _judged_keys(part: Part) -> list[tuple[str, str]]:
@@ -433,8 +475,11 @@ def _on_hard_queries(
     All arms go on from that R, so those of one seed and fold share its mistakes. Worst is by its
     mean over the seeds. Chosen so, every arm's mean is above that of `round_0` by regression to the
     mean alone; the differences between arms are what tells whether hard queries were learned.
+    Empty where fewer than two queries have a value of their own.
     """
     values = _means_over_seeds(per_seed).sort_values("round_0", kind="stable")
+    if len(values) < 2:
+        return {}
     hard = values.head(max(2, round(HARD_SHARE * len(values))))
     of_hard = {
         arm: own.unstack()[hard.index].stack().to_frame("mean") for arm, own in per_seed.items()
@@ -560,12 +605,14 @@ def _audit(parts: Sequence[Part]) -> dict[str, Any]:
 def alarms(audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a sentence for each arm that pleases S better and a judge it never met less.
 
-    Compared with the generator that it began from: S that rises while the second judge falls says
-    that S is cheated, not that the queries got better.
+    Compared with the generator that it began from, so crops are not asked: S that rises while the
+    second judge falls says that S is cheated, not that the queries got better.
     """
     start = audits.get(START, {})
     sentences = []
     for arm, audit in audits.items():
+        if arm == "random_crops":
+            continue
         numbers = [
             own.get(name) for name in ("relevance", "second_judge") for own in (start, audit)
         ]

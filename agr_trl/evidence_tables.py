@@ -17,7 +17,7 @@ def evidence_table(evidence: Mapping[str, Any]) -> str:
     alarms = [f"alarm: {sentence}" for sentence in evidence["alarms"]]
     tables = [
         primary_table(evidence),
-        _hard_queries_table(evidence["hard_queries"]),
+        *([_hard_queries_table(evidence["hard_queries"])] if evidence["hard_queries"] else []),
         _beside_s_table(evidence),
         _other_metrics_table(evidence),
     ]

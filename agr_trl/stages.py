@@ -18,8 +18,8 @@ from agr_trl.acceptance import AcceptanceFilter, vocabulary_of
 from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import (
     DataArguments,
-    GeneratorArguments,
     LoraArguments,
+    PromptArguments,
     Recipe,
     RewardArguments,
     as_yaml,
@@ -51,6 +51,8 @@ FREE_SETTINGS: Collection[str] = (
     "kept_models",
     "dataset_path",
 )  # may differ when a run is resumed
+# Settings that older versions wrote down and never read.
+WITHOUT_EFFECT = ("generator.generator_name_or_path",)
 
 
 def load_dataset(args: DataArguments, split: str | None = None) -> RelevanceDataset:
@@ -134,7 +136,7 @@ def generator_trainer(
     tokenizer: Any,
     args: Any,
     lora: LoraArguments,
-    settings: GeneratorArguments,
+    settings: PromptArguments,
     prompts: pd.DataFrame,
     rewards: list[Any],
 ) -> Seq2SeqRLOOTrainer:
@@ -226,6 +228,7 @@ def refuse_other_settings(
     end a long run.
     """
     old = _flat(yaml.safe_load(config_file.read_text(encoding="utf-8")))
+    old = {name: value for name, value in old.items() if name not in WITHOUT_EFFECT}
     now, default = _flat(settings), _flat(defaults or {})
     default_of_later = {name: value for name, value in default.items() if name in now}
     changed = _changes(default_of_later | old, now, free)

@@ -66,10 +66,19 @@ def main() -> None:
     if args.query.strip():
         show(search, args.query, args)
     while args.interactive:
-        query = input("query> ").strip() if sys.stdin.isatty() else sys.stdin.readline().strip()
+        query = read_query()
         if not query:
             return
         show(search, query, args)
+
+
+def read_query() -> str:
+    """Return the next query of the terminal or pipe, "" where there is no more."""
+    try:
+        line = input("query> ") if sys.stdin.isatty() else sys.stdin.readline()
+    except EOFError:  # Ctrl-D
+        line = ""
+    return line.strip()
 
 
 def show(search: ProductSearch, query: str, args: ScriptArguments) -> None:

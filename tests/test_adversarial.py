@@ -343,6 +343,17 @@ def test_run_stopped_while_it_exports_exports_again(finished, copy, config, monk
     assert contents(copy) == contents(finished)
 
 
+def test_a_finished_run_exports_a_removed_model_again(finished, copy, config):
+    shutil.rmtree(copy / "generator")
+    build_run(config, copy).run()
+    assert contents(copy) == contents(finished)
+
+
+def test_the_generator_that_attacks_is_the_warm_ups(config, tmp_path):
+    with pytest.raises(UserError, match="unknown setting `--generator_name_or_path`"):
+        build_run(config, tmp_path, "--generator.generator_name_or_path", "google/flan-t5-base")
+
+
 def _interrupt(*args):
     raise KeyboardInterrupt
 
@@ -351,6 +362,7 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(copy, config):
     file = copy / "config.yaml"
     settings = yaml.safe_load(file.read_text())
     del settings["lesson_averaging"], settings["retriever"]["disable_dropout"]
+    settings["generator"]["generator_name_or_path"] = "t5-base"  # once written, never read
     file.write_text(yaml.safe_dump(settings, sort_keys=False))
     with pytest.raises(UserError, match=r"\(lesson_averaging: 0.0 -> 0.5\)"):
         build_run(config, copy, "--lesson_averaging", "0.5").run()

@@ -98,11 +98,27 @@ def test_without_ids_the_catalogue_is_the_training_documents(tmp_path):
     assert len(training.documents) == 8  # four of six queries, two documents each
 
 
+def test_each_fold_chooses_with_queries_of_its_own(tmp_path):
+    # Were they shuffled as the folds are, most folds would choose with the queries of one of them,
+    # and these would teach in none.
+    rows = [(f"query {n}", f"document {n} {label}", label) for n in range(20) for label in (0, 1)]
+    table = pd.DataFrame(rows, columns=["query", "document", "label"])
+    table.to_csv(tmp_path / "pairs.csv", index=False)
+    dataset = load_relevance_dataset("pairs", tmp_path / "pairs.csv", "train")
+    inside = [cross_fit(dataset, 5, fold, 0, 0.25)[0].judgements for fold in range(5)]
+    choosing = [frozenset(own[own["split"] == "dev"]["query_id"]) for own in inside]
+    assert [len(own) for own in choosing] == [4] * 5
+    assert len(set(choosing)) == 5
+    assert len(frozenset.union(*choosing)) > 10
+    teaching = set().union(*(own[own["split"] == "train"]["query_id"] for own in inside))
+    assert len(teaching) == 20
+
+
 def test_arms_differ_in_where_queries_come_from_and_in_nothing_else(shop, tmp_path):
     config = write_loop_config(tmp_path / "compare.yaml", shop)
     recipe = comparison(config, tmp_path / "run", "--generator.reward_weights", "2", "1", "0")
     changes = {arm: arm_changes(arm, recipe) for arm in ARMS}
-    assert changes["adversarial"] == {}
+    assert changes["adversarial"] == {"": {"query_source": "adversarial"}}
     assert changes["adversarial_no_relevance"]["generator"]["reward_weights"] == [2, 0, 0]
     assert changes["relevance_only"]["generator"]["reward_weights"] == [0, 1, 0]
     bare = recipe.replaced({"generator": {"reward_weights": None}})  # TRL then sums all
@@ -315,12 +331,21 @@ def test_unknown_arms_and_metrics_are_refused(shop, tmp_path):
         ('{"a": {"reward.relevance_model": "lsa"}}', "which all arms share"),
         ('{"a": {"warm_up.max_steps": 1}}', "which all arms share"),
         ('{"a": {"seed": 1}}', "which all arms share"),
+        ('{"a": {"max_draws": 0}}', "`max_draws` is 0"),
+        ('{"a": {"dev_metric": "judged/f1"}}', "`dev_metric` is judged/f1"),
         ('{"../../x": {"reward.loss_reward": "bce"}}', "give a new name of letters"),
         ('["a"]', "must map names"),
         ("{a}", "is no mapping"),
     ):
         with pytest.raises(UserError, match=message):
             run_arms(comparison(config, tmp_path / "run", f"--ablations={ablations}"))
+    for words, message in (
+        (("--generator.reward_weights", "2", "1"), "reward"),
+        (("--retriever.max_steps", "-1"), "`retriever.max_steps` is not set"),
+        (("--lesson_averaging=0.5", "--retriever.new_retriever_steps=0"), "`new` does not"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_arms(comparison(config, tmp_path / "run", *words))
     assert not (tmp_path / "run").exists()
 
 

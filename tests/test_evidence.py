@@ -339,6 +339,8 @@ def test_no_alarm_for_small_changes_or_a_judge_that_agrees() -> None:
     none = {"relevance": None, "second_judge": None}
     assert alarms({"warm_up_generator": start, "adversarial": none}) == []
     assert alarms({"adversarial": start}) == []
+    pleasing = {"relevance": 0.9, "second_judge": 0.3}  # crops please nobody, and have no start
+    assert alarms({"warm_up_generator": start, "random_crops": pleasing}) == []
 
 
 def test_examples_are_mistakes_that_were_mended(on_pairs: dict[str, Any]) -> None:
@@ -411,6 +413,52 @@ def test_s_beside_an_arm_by_hand() -> None:
     assert test["difference"] == pytest.approx(2 / 3 / 2 - 2 / 4 / 2)
     assert (test["wins"], test["losses"], test["ties"]) == (1, 0, 1)  # only q0 was wrong
     assert test["p_holm"] == test["p"] <= 1
+
+
+def test_queries_whose_pairs_are_of_one_class_have_no_value_of_their_own(
+    pairs_run: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pairs_run, tmp_path / "run")
+    for file in folder.glob("*/*/*/held_out.parquet"):
+        pairs = pd.read_parquet(file)
+        first = pairs["query_id"] == pairs["query_id"].min()
+        pairs[first == (pairs["product_id"] == "p0")].to_parquet(file)
+    found = build(folder, "pr_auc")
+    assert (found["queries"], found["pairs"]) == (4, 4)
+    assert found["hard_queries"] == {}
+    test = found["tests"]["supervised"]
+    # Of supervised's four folds three have the relevant pair behind, precision 1/2, and one before.
+    assert test["difference"] == pytest.approx(1 - 0.625)
+    assert (test["wins"], test["losses"], test["ties"], test["effect_size"]) == (0, 0, 0, None)
+    assert "hardest" not in evidence_table(found)
+
+
+def test_an_ablation_without_queries_has_a_row_and_no_audit(
+    pairs_run: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pairs_run, tmp_path / "run")
+    for place in folder.glob("*/*"):
+        shutil.copytree(place / "supervised", place / "judged_alone")
+    changes = {"judged_alone": {"query_source": "none"}}
+    found = build(folder, "pr_auc", ablations=changes)
+    difference = found["ablations"]["judged_alone"]["difference"]
+    assert difference == found["tests"]["supervised"]["difference"] > 0
+    assert "judged_alone" not in found["audits"]
+
+
+def test_an_arm_that_started_elsewhere_is_named(
+    pairs_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(pairs_run, "pr_auc")
+    assert not caplog.records
+    folder = shutil.copytree(pairs_run, tmp_path / "run")
+    file = folder / "seed_01/fold_0/supervised/held_out.parquet"
+    pairs = pd.read_parquet(file)
+    pairs.assign(before=pairs["before"] + 0.1).to_parquet(file)
+    build(folder, "pr_auc")
+    (record,) = caplog.records
+    assert "1 arms of a fold started from another" in record.message
+    assert "such as seed_01/fold_0/supervised" in record.message
 
 
 def test_one_seed_and_some_arms_are_enough(pairs_run: Path) -> None:

@@ -295,6 +295,19 @@ def test_search_interactive_reads_until_an_empty_line(trained, shop, capsys, mon
     assert sys.stdin.readline() == "never read\n"
 
 
+def test_search_interactive_ends_where_the_input_ends(trained, shop, capsys, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("red chair\n"))  # and then Ctrl-D
+    run_main(
+        "search", "--interactive", "--dataset_format=beir", f"--dataset_path={shop}", "--top_k=2",
+        f"--retriever_name_or_path={trained}",
+    )  # fmt: skip
+    assert "red oak chair" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_bare_demo_command_makes_the_missing_stages_first(tmp_path, monkeypatch):
     """`accelerate launch recipes/train_generator.py` in an empty folder, but for tiny overrides."""

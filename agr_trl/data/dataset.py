@@ -125,10 +125,11 @@ def load_relevance_dataset(
     With `split` only that split's judgements are kept; one file of pairs is the split that is
     asked for. A source without splits (WANDS, the demo, one file of pairs and no `split`) is split
     by query, fixed by `split_seed`, with a fifth of the queries for dev and for test each unless
-    the fractions say otherwise (the demo has its own). ESCI states train and test, and its dev
-    queries are taken from train in the same way; of its locales and versions "us" and "small" are
-    read unless told otherwise. Without a path WANDS is downloaded and the demo generated, once,
-    into $XDG_CACHE_HOME/agr_trl. Raises `UserError` for all wrong input.
+    the fractions say otherwise (the demo has its own); a source with splits takes no fractions.
+    ESCI states train and test, and its dev queries are taken from train in the same way; of its
+    locales and versions "us" and "small" are read unless told otherwise. Without a path WANDS is
+    downloaded and the demo generated, once, into $XDG_CACHE_HOME/agr_trl. Raises `UserError` for
+    all wrong input.
     """
     if split is not None and split not in SPLITS:
         raise UserError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
@@ -149,25 +150,26 @@ def load_relevance_dataset(
         )
     judgements = source.judgements
     is_one_file = dataset_format == "pairs" and "split" not in judgements
-    default_dev, default_test = (
-        (DEV_FRACTION, TEST_FRACTION) if dataset_format == "demo" else (0.2, 0.2)
-    )
-    if dev_fraction is None:
-        dev_fraction = default_dev
+    is_given = dev_fraction is not None or test_fraction is not None
+    dev, test = (DEV_FRACTION, TEST_FRACTION) if dataset_format == "demo" else (0.2, 0.2)
+    dev = dev if dev_fraction is None else dev_fraction
+    test = test if test_fraction is None else test_fraction
     if "split" in judgements:
+        if is_given and dataset_format != "esci":
+            raise UserError(
+                f"{path} has splits of its own; leave dev_fraction and test_fraction out"
+            )
         _check_no_leak(source)
         if dataset_format == "esci":
             is_train = judgements["split"] == "train"
-            split_of_query = _split_judged(
-                source, judgements[is_train], dev_fraction, 0, split_seed
-            )
+            split_of_query = _split_judged(source, judgements[is_train], dev, 0, split_seed)
             dev_or_train = judgements["query_id"].map(split_of_query)
             judgements = judgements.assign(split=judgements["split"].mask(is_train, dev_or_train))
     elif is_one_file and split is not None:
         judgements = judgements.assign(split=split)
+        logger.info("%s is one file: all its pairs count as %s, none is set apart", path, split)
     else:
-        test_fraction = default_test if test_fraction is None else test_fraction
-        split_of_query = _split_judged(source, judgements, dev_fraction, test_fraction, split_seed)
+        split_of_query = _split_judged(source, judgements, dev, test, split_seed)
         judgements = judgements.assign(split=judgements["query_id"].map(split_of_query))
     return _finish(source, judgements, split, relevant_grade)
 

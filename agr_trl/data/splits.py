@@ -97,7 +97,7 @@ def query_groups(
 
 
 def split_queries(
-    queries: pd.Series, dev_fraction: float, test_fraction: float, seed: int
+    queries: pd.Series, dev_fraction: float, test_fraction: float, seed: int | str
 ) -> pd.Series:
     """Assign "train", "dev" or "test" to each query text, variants together.
 
@@ -131,7 +131,7 @@ def fold_queries(queries: pd.Series, folds: int, seed: int) -> pd.Series:
     return groups.map(start * folds // len(queries)).astype(int)
 
 
-def _shuffled_groups(queries: pd.Series, seed: int) -> tuple[pd.Series, pd.Series]:
+def _shuffled_groups(queries: pd.Series, seed: int | str) -> tuple[pd.Series, pd.Series]:
     """Return each query's group of variants; of each group, the queries before it in a shuffle."""
     groups = pd.Series(query_groups(list(queries)), index=queries.index)
     sizes = groups.value_counts()

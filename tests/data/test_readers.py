@@ -258,7 +258,7 @@ def test_pairs_folder_is_read(pairs):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_one_file_of_pairs_is_the_split_asked_for(tmp_path, suffix):
+def test_one_file_of_pairs_is_the_split_asked_for(tmp_path, suffix, caplog):
     frame = pd.DataFrame(
         {
             "query": [f"query {letter}" for letter in "abcde"],
@@ -273,7 +273,9 @@ def test_one_file_of_pairs_is_the_split_asked_for(tmp_path, suffix):
         frame.to_parquet(path)
     else:
         frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
-    asked = load_relevance_dataset("pairs", path, split="dev")
+    with caplog.at_level(logging.INFO):
+        asked = load_relevance_dataset("pairs", path, split="dev")
+    assert f"{path} is one file: all its pairs count as dev" in caplog.text
     assert asked.pairs("dev")["label"].tolist() == [0, 1, 0.5, 0.25, 1]
     assert asked.documents == ['48" desk']
     sizes = load_relevance_dataset("pairs", path).judgements["split"].value_counts().to_dict()
@@ -324,6 +326,8 @@ def test_pairs_folder_with_a_query_in_two_splits(pairs, caplog):
     (pairs / "dev.csv").write_text("query,document,label\nLamp,desk,1\n")
     _fails("query 'lamp' is in dev and train", "pairs", pairs)
     (pairs / "dev.csv").write_text("query,document,label\nlamps,desk,1\n")
+    _fails("has splits of its own; leave dev_fraction", "pairs", pairs, dev_fraction=0.3)
+    _fails("has splits of its own; leave dev_fraction", "pairs", pairs, test_fraction=0.1)
     with caplog.at_level(logging.WARNING):
         load_relevance_dataset("pairs", pairs)
     assert "variant in another split" in caplog.text
