@@ -70,19 +70,21 @@ from agr_trl.retriever import (
 from agr_trl.rewards import excess_loss
 from agr_trl.runtime import exclusive, is_main_process, stopwatch, wait_for_everyone
 from agr_trl.search import BM25Index, score_distinct
-from agr_trl.seq2seq_trainer import check_arguments, refuse_sharding
+from agr_trl.seq2seq_trainer import check_arguments, check_prompts, refuse_sharding
 from agr_trl.stages import (
     FREE_SETTINGS,
     acceptance_filter,
     attack_rewards,
     begin_run_folder,
+    calibrated_relevance,
     catalogue_prompts,
     demo_oracle,
     fitted_teacher,
     generator_trainer,
     load_dataset,
+    remove_checkpoints,
     save_log,
-    train_with_checkpoints,
+    train_stage,
 )
 from agr_trl.training_pairs import gold_pairs, mix, synthetic_labels, synthetic_pairs
 
@@ -113,8 +115,6 @@ class AdversarialRun:
         refuse_sharding()  # not only when the retriever is trained and G's turn comes
         self.recipe = recipe
         self.run_args, self.data_args, self.loop = recipe[""].build()[:3]
-        if self.loop.query_source == "adversarial":  # not only when its turn comes
-            check_arguments(recipe["generator"].build(output_dir="unused")[2], rewards=3)
         self.retriever_args: RetrieverArguments = recipe["retriever"].build(output_dir="unused")[0]
         self.warm_up_args: WarmUpArguments = recipe["warm_up"].build(output_dir="unused")[0]
         self.reward_args: RewardArguments = recipe["reward"].build()[0]
@@ -128,6 +128,10 @@ class AdversarialRun:
         self.dataset = load_dataset(self.data_args) if dataset is None else dataset
         self._check_dev_metric()
         self._check_start()
+        if self.loop.query_source == "adversarial":
+            args = recipe["generator"].build(output_dir="unused")[2]
+            check_arguments(args, rewards=3)
+            check_prompts(args, min(self.loop.prompts_per_round, len(self.dataset.products)))
 
     # --- What stages share, computed at first use ------------------------------------------------
 
@@ -144,10 +148,7 @@ class AdversarialRun:
     @cached_property
     def calibrated(self) -> Teacher:
         """S turned into probabilities on the train pairs: a teacher, and the cosine baseline."""
-        train = self.dataset.pairs("train")
-        if (train["label"] >= 0.5).all():  # as in most BEIR sets, which list relevant products only
-            train = self.gold
-        return fitted_teacher(train, self.relevance.score)
+        return calibrated_relevance(self.dataset, self.relevance.score, lambda: self.gold)
 
     @cached_property
     def acceptance(self) -> AcceptanceFilter:
@@ -243,6 +244,7 @@ class AdversarialRun:
         wait_for_everyone()
         if is_main_process():
             partial.replace(target)
+            remove_checkpoints(target.parent)
             write_json(self.folder / "timings.json", self.times)
         wait_for_everyone()
 
@@ -282,7 +284,7 @@ class AdversarialRun:
         train = warm_up_pairs(self.dataset, settings, self.seed)
         logger.info("warm-up on %s pairs", train["kind"].value_counts().to_dict())
         trainer = warm_up_trainer(model, tokenizer, args, settings, train, dev)
-        train_with_checkpoints(trainer)
+        train_stage(trainer)
         if is_main_process():
             model.save_pretrained(target)
             tokenizer.save_pretrained(target)
@@ -307,7 +309,7 @@ class AdversarialRun:
             bfloat16=args.bf16,
         )
         trainer = generator_trainer(model, tokenizer, args, lora, settings, chosen, rewards)
-        train_with_checkpoints(trainer)
+        train_stage(trainer)
         if is_main_process():
             trainer.save_model(str(target))
             (target / "training_args.bin").unlink(missing_ok=True)
@@ -434,7 +436,7 @@ class AdversarialRun:
             lambda _: {},
             without_dropout=self.retriever_args.disable_dropout,
         )
-        train_with_checkpoints(trainer)
+        train_stage(trainer)
         if is_main_process():
             retriever.save(target)
             save_log(trainer, target.with_name("distillation_log.json"))
@@ -467,7 +469,7 @@ class AdversarialRun:
             without_dropout=self.retriever_args.disable_dropout,
             early_stopping_patience=self.retriever_args.early_stopping_patience,
         )
-        train_with_checkpoints(trainer)
+        train_stage(trainer)
         if is_main_process():
             retriever.save(target)
             self._average(target, number)

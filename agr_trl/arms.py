@@ -43,7 +43,7 @@ from agr_trl.files import read_json, write_json
 from agr_trl.relevance import LSA, EmbeddingScorer, LsaScorer, load_relevance_scorer
 from agr_trl.runtime import exclusive, start
 from agr_trl.search import BM25Index, Scorer
-from agr_trl.stages import begin_run_folder, load_dataset
+from agr_trl.stages import begin_run_folder, load_dataset, remove_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ SETTINGS_OF_ALL = (
     "retriever.new_retriever_",
     "retriever.hard_negatives",
     "retriever.random_negatives",
+    "retriever.negative_margin",
     "distillation_steps",
     "lesson_averaging",
     *(
@@ -287,6 +288,7 @@ def teach_start(recipe: Recipe, seed: int) -> None:
                 run.relevance.remember(run.dataset.documents, np.load(run.folder / VECTORS_FILE))
             run.start_retriever(partial, 0)
         partial.replace(start)
+        remove_checkpoints(start.parent)
 
 
 def _from_start(recipe: Recipe, folder: Path, seed: int) -> Recipe:

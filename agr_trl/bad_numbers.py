@@ -13,14 +13,14 @@ from agr_trl.search import Scorer
 
 logger = logging.getLogger(__name__)
 
+NO_GRADIENT = (
+    "all queries of every product earn the same, so there is no gradient; raise `num_generations` "
+    "or `temperature`, or lower `min_relevance`"
+)
 # Logged name, the value at which nothing is learned any more, and what to tell the user.
 IDLE_VALUES = (
-    (
-        "frac_reward_zero_std",
-        1.0,
-        "all queries of every product earn the same, so there is no gradient; raise "
-        "`num_generations` or `temperature`, or lower `min_relevance`",
-    ),
+    ("frac_reward_zero_std", 1.0, NO_GRADIENT),
+    ("reward_std", 0.0, NO_GRADIENT),  # a KL term takes part in the one above, and never equals
     (
         "rewards/accepted/mean",
         0.0,
@@ -67,8 +67,8 @@ class BadNumbersCallback(TrainerCallback):
                     f"(now {args.learning_rate}), or train in float32 or bfloat16"
                 )
         for name, idle, advice in IDLE_VALUES:
-            if logged.get(name) == idle and name not in self._told:
-                self._told.add(name)
+            if logged.get(name) == idle and advice not in self._told:
+                self._told.add(advice)
                 logger.warning("step %d: %s", state.global_step, advice)
 
 

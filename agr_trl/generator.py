@@ -1,5 +1,6 @@
 """The generator G: a sequence-to-sequence model that reads a product and writes queries for it."""
 
+import hashlib
 import json
 import logging
 import re
@@ -86,18 +87,38 @@ def _with_adapter(model: PreTrainedModel, folder: Path, base: str) -> PeftModel:
 
 
 def _adapter_base(folder: Path) -> str:
-    """Return the model below an adapter: the recorded one, or its copy in a run that was moved."""
+    """Return the model below an adapter: that of its own run, else the recorded one.
+
+    A run that was copied or moved still records where it was, where another may be by now.
+    """
     recorded = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     name: str = recorded["base_model_name_or_path"]
     in_run = Path("round_00", "generator")
     beside = folder.parent.parent / in_run
     is_of_a_run = Path(name).parts[-2:] == in_run.parts
-    if is_of_a_run and not Path(name).is_dir() and (beside / "config.json").is_file():
+    if is_of_a_run and (beside / "config.json").is_file():
         return str(beside)
     try:
         return resolve_model_name(name)
     except UserError as error:
         raise UserError(f"the base model of adapter `{folder}` is gone: {error}") from error
+
+
+def weights_fingerprint(name_or_path: str) -> str:
+    """Return what tells a generator's weights from others that come to the same place.
+
+    The sha256 (hex) of a folder's weights, for an adapter those below it too; a Hub model's commit.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return str(load_config(resolve_model_name(name_or_path))._commit_hash)
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
+        with file.open("rb") as weights:
+            digest.update(hashlib.file_digest(weights, "sha256").digest())
+    if (folder / ADAPTER_CONFIG).is_file():
+        digest.update(weights_fingerprint(_adapter_base(folder)).encode())
+    return digest.hexdigest()
 
 
 def generator_lora(args: LoraArguments) -> LoraConfig | None:
@@ -284,7 +305,7 @@ def sample_queries(
         **GREEDY,
         max_new_tokens=settings.max_query_tokens,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=_end_tokens(base, tokenizer),
         decoder_start_token_id=decoder_prefix(base)[0],
     )
     prefix = torch.tensor([decoder_prefix(base)], device=model.device)  # with any forced BOS
@@ -317,6 +338,15 @@ def sample_queries(
     finally:
         model.train(was_training)
     return queries
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end a query: the tokenizer's and the model's, as in TRL's trainers."""
+    own = model.generation_config.eos_token_id
+    declared = own if isinstance(own, list) else [own]
+    return list(
+        dict.fromkeys(end for end in [tokenizer.eos_token_id, *declared] if end is not None)
+    )
 
 
 def _query_dataset(

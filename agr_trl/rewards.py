@@ -37,8 +37,9 @@ class RetrieverLossReward:
     With `others` it is the mean over all retrievers: what only one of them gets wrong earns less
     (attacks on an ensemble, Tramèr et al., arXiv 1705.07204).
     With `gate_loss_reward`, a query that `gate` would not accept earns nothing for being hard, nor
-    does a second copy within its group. Raises `UserError` if there is no gate, or no soft label or
-    index where the settings need one. Freezes the retrievers.
+    does a second copy within its group, or within the part of the group that this process has, if
+    the batch of a process is no multiple of the group. Raises `UserError` if there is no gate, or
+    no soft label or index where the settings need one. Freezes the retrievers.
     """
 
     __name__ = "retriever_loss"

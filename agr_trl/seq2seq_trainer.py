@@ -62,6 +62,9 @@ logger = logging.getLogger(__name__)
 # What changes the sampled distribution but not the scored one, with its neutral value.
 _NEUTRAL_SAMPLING = {"top_k": 0, "top_p": 1.0, "min_p": None, "repetition_penalty": 1.0}
 
+# Initialisations of LoRA that take the adapter's first value out of the weight below it.
+_REWRITING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
 _UNSUPPORTED_ARGUMENTS = {
     "use_vllm": "vLLM has no encoder-decoder models",
     "use_transformers_continuous_batching": "it generates for decoder-only models",
@@ -173,6 +176,19 @@ def check_arguments(
         logger.warning("`beta` is 0: nothing holds the generator near the model it starts from")
 
 
+def check_prompts(args: RLOOConfig | GRPOConfig, count: int) -> None:
+    """Raise `ValueError` for fewer prompts than a batch asks for.
+
+    TRL drops a batch that is not full, and would then train no step, without a word.
+    """
+    asked = args.generation_batch_size // args.num_generations
+    if count < asked:
+        raise UserError(
+            f"a batch asks for {asked} prompts, and there are {count}; lower "
+            f"`per_device_train_batch_size` (now {args.per_device_train_batch_size}), or give more"
+        )
+
+
 def _check_dataset(dataset: Any, name: str) -> None:
     """Raise `ValueError` unless `dataset` (or each in a dict) has plain text in column `prompt`."""
     if isinstance(dataset, dict):
@@ -189,8 +205,11 @@ def _check_dataset(dataset: Any, name: str) -> None:
         raise UserError(f"`{name}` has a column of images, which are not supported; remove it")
 
 
-def _check_adapter(config: PeftConfig, source: str) -> None:
-    """Raise `ValueError` unless the adapter is one for encoder-decoders, without virtual tokens."""
+def _check_adapter(config: PeftConfig, source: str, beta: float) -> None:
+    """Raise `ValueError` unless the adapter is one for encoder-decoders, without virtual tokens.
+
+    With a KL term it must also leave the model below it as it was, since that is the anchor.
+    """
     if config.task_type != TaskType.SEQ_2_SEQ_LM:
         raise UserError(
             f"{source} has task type {config.task_type}, which the saved adapter would declare; "
@@ -198,6 +217,12 @@ def _check_adapter(config: PeftConfig, source: str) -> None:
         )
     if config.is_prompt_learning:
         raise UserError(f"{source} is {config.peft_type}, which is not supported; use LoRA")
+    start = str(getattr(config, "init_lora_weights", True))
+    if beta and (getattr(config, "bias", "none") != "none" or start.startswith(_REWRITING_STARTS)):
+        raise UserError(
+            f"{source} has bias {config.bias!r} and init_lora_weights {start!r}, which change the "
+            "model below it, the KL term's anchor; use 'none' and True, or `beta: 0`"
+        )
 
 
 def _check_model(
@@ -224,7 +249,7 @@ def _check_model(
     if is_peft_model(model):
         if set(model.peft_config) != {"default"}:
             raise UserError(f"the PeftModel has adapters {[*model.peft_config]}; load `default`")
-        _check_adapter(model.peft_config["default"], "the PeftModel's adapter")
+        _check_adapter(model.peft_config["default"], "the PeftModel's adapter", args.beta)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError("the adapter is frozen; load it with `is_trainable=True`")
 
@@ -285,16 +310,20 @@ class _Seq2SeqMixin:
         args = args or self._config_class(f"{name.split('/')[-1]}-{self._name}")
         check_arguments(args, {"quantization_config": quantization_config, **other})
         _check_dataset(train_dataset or [], "train_dataset")
+        if isinstance(train_dataset, Dataset):
+            check_prompts(args, len(train_dataset))
         _check_dataset(eval_dataset or {}, "eval_dataset")
         if peft_config is not None:
-            _check_adapter(peft_config, "`peft_config`")
+            _check_adapter(peft_config, "`peft_config`", args.beta)
         trust = {"trust_remote_code": args.trust_remote_code}
         if isinstance(model, str):
             options = {"dtype": "float32"} | trust | (args.model_init_kwargs or {})
             model = AutoModelForSeq2SeqLM.from_pretrained(name, **options)
         _check_model(model, args, max_prompt_tokens)
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(name, **trust)
+            given = args.model_init_kwargs or {}
+            revision = {"revision": given["revision"]} if "revision" in given else {}
+            processing_class = AutoTokenizer.from_pretrained(name, **trust, **revision)
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             kind = type(processing_class).__name__
             raise UserError(f"`processing_class` is a {kind}; pass a tokenizer")
@@ -343,9 +372,13 @@ class _Seq2SeqMixin:
         self.generation_config.update(**GREEDY)  # tokens are drawn by `Sampler`
 
     def train(self, *args: Any, **options: Any) -> Any:
-        """Train as TRL does, with frozen weights that are cast and packed once."""
+        """Train as TRL does, with frozen weights below an adapter that are cast and packed once.
+
+        Not those of a model that is trained without one: its checkpoints hold them.
+        """
         is_bfloat16 = self.accelerator.mixed_precision == "bf16"
-        with frozen_linear(self.model, torch.bfloat16 if is_bfloat16 else torch.float32):
+        dtype = torch.bfloat16 if is_bfloat16 else torch.float32
+        with frozen_linear(self.model, dtype) if is_peft_model(self.model) else nullcontext():
             return super().train(*args, **options)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,17 @@ def fitted_teacher(pairs: pd.DataFrame, *judges: Scorer) -> Teacher:
     )
 
 
+def calibrated_relevance(
+    dataset: RelevanceDataset, scorer: Scorer, with_negatives: Callable[[], pd.DataFrame]
+) -> Teacher:
+    """Return S turned into probabilities, fitted on the judged train pairs.
+
+    Most BEIR sets list relevant products only; then on `with_negatives()`, which has mined ones.
+    """
+    train = dataset.pairs("train")
+    return fitted_teacher(with_negatives() if (train["label"] >= 0.5).all() else train, scorer)
+
+
 def attack_rewards(
     retrievers: Sequence[Retriever],
     relevance: EmbeddingScorer,
@@ -140,8 +151,20 @@ def generator_trainer(
     prompts: pd.DataFrame,
     rewards: list[Any],
 ) -> Seq2SeqRLOOTrainer:
-    """Build the policy-gradient trainer on the catalogue's prompts."""
+    """Build the policy-gradient trainer on the catalogue's prompts.
+
+    Training that begins from an adapter goes on with it, and with its rank and scale. Raises
+    `UserError` where the settings name others.
+    """
     is_adapter = isinstance(model, PeftModel)
+    if is_adapter:
+        own = model.peft_config["default"]
+        for name, value in (("lora_rank", own.r), ("lora_alpha", own.lora_alpha)):
+            if value != (wanted := getattr(lora, name)):
+                raise UserError(
+                    f"the generator is an adapter with `{name}` {value}, not {wanted}; set it to "
+                    f"{value}, or begin from a whole model"
+                )
     trainer = Seq2SeqRLOOTrainer(
         model=model,
         reward_funcs=rewards,
@@ -157,15 +180,18 @@ def generator_trainer(
     return trainer
 
 
-def train_with_checkpoints(trainer: Any) -> None:
-    """Train from the last checkpoint if there is one, then remove the checkpoints."""
-    folder = Path(trainer.args.output_dir)
+def train_stage(trainer: Any) -> None:
+    """Train from the last checkpoint if there is one, followed as a run of its own."""
     keep_tensorboard(trainer)
     train(trainer)
     end_stage(trainer)
     wait_for_everyone()
-    if is_main_process():
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a stage, when what it trained is there, and whole."""
+    for checkpoints in folder.glob("*_checkpoints"):
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def save_log(trainer: Any, path: Path) -> None:

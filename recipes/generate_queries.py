@@ -20,6 +20,7 @@ from agr_trl.config import (
 )
 from agr_trl.data import files_fingerprint, stream_prompts
 from agr_trl.files import write_text
+from agr_trl.generator import weights_fingerprint
 from agr_trl.query_files import write_query_files
 from agr_trl.runtime import is_main_process, require_model, run_recipe, start, wait_for_everyone
 from agr_trl.stages import load_dataset, refuse_other_settings
@@ -43,12 +44,13 @@ def main() -> None:
     if args.products:
         prompts = prompts.take(args.products) if args.streaming else prompts.head(args.products)
     folder = Path(run_args.output_dir)
-    settings = recipe.resolved() | {"data_fingerprint": fingerprint}
+    weights = weights_fingerprint(args.generator_name_or_path)
+    settings = recipe.resolved() | {"data_fingerprint": fingerprint, "weights": weights}
     for name in ("output_dir", "streaming", "num_shards", "shard_index"):
         del settings[name]
     settings_file = folder / "_settings.yaml"  # pandas reads no file whose name begins so
     if settings_file.is_file():
-        refuse_other_settings(settings_file, settings)
+        refuse_other_settings(settings_file, settings, defaults={"weights": weights})
     wait_for_everyone()
     if is_main_process():
         write_text(settings_file, as_yaml(settings))

@@ -15,6 +15,7 @@ from agr_trl.config import (
     DataArguments,
     GeneratorArguments,
     LoraArguments,
+    RetrieverArguments,
     RewardArguments,
     SamplingArguments,
     parse_recipe,
@@ -29,13 +30,14 @@ from agr_trl.stages import (
     acceptance_filter,
     attack_rewards,
     begin_run_folder,
+    calibrated_relevance,
     catalogue_prompts,
-    fitted_teacher,
     generator_trainer,
     load_dataset,
     save_log,
 )
 from agr_trl.terminal import terminal_text
+from agr_trl.training_pairs import gold_pairs
 
 
 @dataclass
@@ -71,7 +73,10 @@ def main() -> None:
     acceptance = acceptance_filter(reward_args, index, dataset, relevance)
     teacher = None
     if reward_args.loss_reward == "disagreement":  # with the soft label, which is S calibrated
-        teacher = fitted_teacher(dataset.pairs("train"), relevance.score)
+        teacher = calibrated_relevance(
+            dataset, relevance.score,
+            lambda: gold_pairs(dataset, index, RetrieverArguments(), relevance.score, args.seed),
+        )  # fmt: skip
     rewards = attack_rewards(
         [retriever], relevance, acceptance, teacher, dataset.documents, bfloat16=args.bf16
     )

@@ -303,6 +303,27 @@ def test_interrupted_run_ends_as_an_uninterrupted_one(finished, config, tmp_path
     assert not list(folder.rglob("*.partial")) + list(folder.rglob("*_checkpoints"))
 
 
+def test_checkpoints_stay_until_what_was_trained_is_there(config, tmp_path, monkeypatch):
+    words = ("--retriever.save_strategy=steps", "--retriever.save_steps=1")
+    folder = tmp_path / "run" / "round_00"
+    with monkeypatch.context() as patch:
+        patch.setattr(AdversarialRun, "_average", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build_run(config, tmp_path / "run", *words).run_rounds(0)
+    assert (folder / "retriever_checkpoints" / "checkpoint-2").is_dir()
+    assert not (folder / "retriever").exists()
+    build_run(config, tmp_path / "run", *words).run_rounds(0)
+    build_run(config, tmp_path / "whole", *words).run_rounds(0)
+    assert not list(folder.glob("*_checkpoints"))
+    assert read(folder) == read(tmp_path / "whole" / "round_00")
+
+
+def test_a_catalogue_smaller_than_a_batch_is_refused_before_any_work(config, tmp_path):
+    words = ("--generator.per_device_train_batch_size=48", "--generator.num_generations=2")
+    with pytest.raises(UserError, match="asks for 24 prompts, and there are "):
+        build_run(config, tmp_path / "run", *words)
+
+
 @pytest.mark.slow
 def test_run_stopped_within_each_training_resumes_from_its_checkpoints(
     config, tmp_path, monkeypatch
@@ -311,7 +332,7 @@ def test_run_stopped_within_each_training_resumes_from_its_checkpoints(
     saving += [f"--{stage}.save_steps=1" for stage in ("retriever", "warm_up", "generator")]
     words = ["--rounds=2", "--max_dev_drop=1", *saving]  # both rounds are kept
     expected = build_run(config, tmp_path / "whole", *words).run()
-    train, stopped = adversarial.train_with_checkpoints, []
+    train, stopped = adversarial.train_stage, []
 
     class StopOnce(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
@@ -323,7 +344,7 @@ def test_run_stopped_within_each_training_resumes_from_its_checkpoints(
         trainer.add_callback(StopOnce())
         train(trainer)
 
-    monkeypatch.setattr(adversarial, "train_with_checkpoints", train_and_stop)
+    monkeypatch.setattr(adversarial, "train_stage", train_and_stop)
     for _ in range(6):  # two trainings in each of three rounds
         with pytest.raises(KeyboardInterrupt):
             build_run(config, tmp_path / "stopped", *words).run()

@@ -37,12 +37,16 @@ from agr_trl.generator import (
     title_spans,
     warm_up_pairs,
     warm_up_trainer,
+    weights_fingerprint,
 )
 from agr_trl.small_models import build_small_t5
 
 SAMPLING = SamplingArguments(queries_per_product=3, max_query_tokens=6, sampling_batch_size=4)
 WARM_UP = WarmUpArguments(
-    "new", new_generator_width=32, new_generator_layers=1, new_vocabulary_size=120
+    generator_name_or_path="new",
+    new_generator_width=32,
+    new_generator_layers=1,
+    new_vocabulary_size=120,
 )
 
 
@@ -190,6 +194,47 @@ def test_an_adapters_base_is_found_in_a_moved_run_or_named(tmp_path):
     with pytest.raises(UserError) as caught:
         load_generator(str(moved))
     assert f"`{moved}` is gone" in str(caught.value) and f"`{base}`" in str(caught.value)
+
+
+def test_a_copied_run_keeps_to_its_own_base(tmp_path):
+    base = save_generator(tmp_path / "run" / "round_00" / "generator")
+    save_adapter(base, tmp_path / "run" / "round_01" / "generator")
+    expected = sample(*load_generator(str(tmp_path / "run" / "round_01" / "generator")))
+    copied = shutil.copytree(tmp_path / "run", tmp_path / "copy") / "round_01" / "generator"
+    model, _ = load_generator(str(base))
+    torch.nn.init.normal_(model.shared.weight)
+    model.save_pretrained(base)  # the run is made anew
+    assert sample(*load_generator(str(copied))) == expected
+    assert sample(*load_generator(str(tmp_path / "run" / "round_01" / "generator"))) != expected
+
+
+def test_weights_are_told_apart_by_content_and_by_what_is_below(tmp_path):
+    base = save_generator(tmp_path / "run" / "round_00" / "generator")
+    adapter = save_adapter(base, tmp_path / "run" / "round_01" / "generator")
+    before = weights_fingerprint(str(base)), weights_fingerprint(str(adapter))
+    assert before[0] != before[1]
+    moved = shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert weights_fingerprint(str(moved / "round_01" / "generator")) == before[1]
+    model, _ = load_generator(str(base))
+    torch.nn.init.normal_(model.shared.weight)
+    model.save_pretrained(base)
+    assert weights_fingerprint(str(base)) != before[0]
+    assert weights_fingerprint(str(adapter)) != before[1]
+
+
+def test_every_end_token_of_a_model_ends_a_query():
+    model, tokenizer = build_model("t5"), build_tokenizer()
+
+    def queries():
+        rows = sample(model, tokenizer, ["w4", "w5", "w6", "w7"] * 20)
+        return [query for row in rows for query in row]
+
+    assert any("w5 " in query for query in queries())
+    end = tokenizer.convert_tokens_to_ids("w5")
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
+    ended = queries()
+    assert any(query.endswith("w5") for query in ended)
+    assert not any("w5 " in query for query in ended)
 
 
 def test_the_base_beside_is_not_taken_for_another_model(tmp_path):
@@ -362,6 +407,8 @@ def test_a_warm_up_of_a_new_generator_lowers_its_loss(tmp_path):
 def test_a_warm_up_can_start_from_an_adapter(tmp_path):
     base = save_generator(tmp_path / "base")
     adapter = save_adapter(base, tmp_path / "adapter")
-    model, _ = new_or_loaded_generator(WarmUpArguments(str(adapter)), build_dataset())
+    model, _ = new_or_loaded_generator(
+        WarmUpArguments(generator_name_or_path=str(adapter)), build_dataset()
+    )
     assert not isinstance(model, PeftModel)
     assert not any("lora" in name for name, _ in model.named_parameters())

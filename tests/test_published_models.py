@@ -221,5 +221,7 @@ def test_a_full_t5_that_writes_queries(tmp_path):
     torch.manual_seed(0)
     assert sample_queries(again, tokenizer, PROMPTS, settings, max_prompt_tokens=32) == queries
     # It can also be warmed up further.
-    further, _ = new_or_loaded_generator(WarmUpArguments(str(published)), build_dataset())
+    further, _ = new_or_loaded_generator(
+        WarmUpArguments(generator_name_or_path=str(published)), build_dataset()
+    )
     assert further.config.vocab_size == len(tokenizer) + 28

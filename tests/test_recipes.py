@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from toy_runs import (
     GENERATOR,
     RECIPES,
@@ -176,6 +178,46 @@ def test_generate_queries_writes_every_product_and_reruns_nothing(stages, shop, 
     corpus.write_text(corpus.read_text().replace("red oak chair", "red elm chair"))
     with pytest.raises(UserError, match="data_fingerprint"):
         run_main("generate_queries", *words, f"--dataset_path={other}")
+
+
+def test_queries_of_two_generators_are_not_mixed(stages, shop, tmp_path):
+    generator = shutil.copytree(stages / "train_generator" / "generator", tmp_path / "generator")
+    words = ["--dataset_format=beir", f"--dataset_path={shop}", *tiny("generate_queries")]
+    words += [f"--generator_name_or_path={generator}", f"--output_dir={tmp_path / 'queries'}"]
+    run_main("generate_queries", *words)
+    file = tmp_path / "queries" / "_settings.yaml"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith("weights:")))
+    run_main("generate_queries", *words)  # of an older version, which did not write that down
+    weights = load_file(generator / "adapter_model.safetensors")
+    save_file(
+        {name: value + 1 for name, value in weights.items()},
+        generator / "adapter_model.safetensors",
+    )
+    with pytest.raises(UserError, match=r"weights: [0-9a-f]+ -> "):
+        run_main("generate_queries", *words)
+
+
+def test_an_attack_goes_on_with_the_rank_of_its_adapter(stages, shop, tmp_path):
+    words = ["--dataset_format=beir", f"--dataset_path={shop}", *tiny("train_generator")]
+    words += [f"--retriever_name_or_path={stages / 'train_retriever' / 'retriever'}"]
+    words += [f"--generator_name_or_path={stages / 'train_generator' / 'generator'}"]
+    with pytest.raises(UserError, match=r"an adapter with `lora_rank` [0-9]+, not 3; set it to"):
+        run_main("train_generator", *words, f"--output_dir={tmp_path}", "--lora_rank=3")
+
+
+def test_disagreement_finds_negatives_where_only_relevant_products_are_judged(stages, tmp_path):
+    shop = write_beir(tmp_path / "relevant_only")
+    for file in (shop / "qrels").iterdir():
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if not line.endswith("\t0\n")))
+    run_main(
+        "train_generator", "--dataset_format=beir", f"--dataset_path={shop}",
+        *tiny("train_generator"), "--loss_reward=disagreement", f"--output_dir={tmp_path / 'run'}",
+        f"--retriever_name_or_path={stages / 'train_retriever' / 'retriever'}",
+        f"--generator_name_or_path={stages / 'warm_up_generator' / 'generator'}",
+    )  # fmt: skip
+    assert (tmp_path / "run" / "generator" / "adapter_model.safetensors").is_file()
 
 
 def test_generate_queries_from_a_stream_and_in_shards(stages, tmp_path, monkeypatch):

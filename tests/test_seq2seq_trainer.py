@@ -699,7 +699,19 @@ def test_sharding_by_the_launcher_is_refused(launcher, tmp_path, monkeypatch):
             {"peft_config": PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=2)},
             "use LoRA",
         ),
+        (
+            {"peft_config": LoraConfig(task_type="SEQ_2_SEQ_LM", bias="all")},
+            "bias 'all' .*`beta: 0`",
+        ),
+        (
+            {"peft_config": LoraConfig(task_type="SEQ_2_SEQ_LM", init_lora_weights="pissa")},
+            "init_lora_weights 'pissa', which change the model below",
+        ),
         ({"train_dataset": None}, "prompt"),
+        (
+            {"train_dataset": Dataset.from_dict({"prompt": ["a"]})},
+            "asks for 2 prompts, and there are 1; lower `per_device_train_batch_size` .now 8.",
+        ),
         ({"train_dataset": Dataset.from_dict({"text": ["a"]})}, "prompt"),
         ({"train_dataset": Dataset.from_dict({"prompt": [[{"role": "user"}]]})}, "chat"),
         ({"train_dataset": Dataset.from_dict({"prompt": ["a"], "image": [0]})}, "images"),
@@ -712,6 +724,34 @@ def test_sharding_by_the_launcher_is_refused(launcher, tmp_path, monkeypatch):
 def test_unsupported_inputs_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         build_trainer(build_model("bart"), tmp_path, options=options)
+
+
+def test_a_model_by_name_and_its_tokenizer_are_of_one_revision(tmp_path, monkeypatch):
+    build_model("t5").save_pretrained(tmp_path / "model")
+    asked = []
+
+    def from_pretrained(name, **options):
+        asked.append(options.get("revision"))
+        return build_tokenizer()
+
+    monkeypatch.setattr(seq2seq_trainer.AutoTokenizer, "from_pretrained", from_pretrained)
+    for given in ({"revision": "main"}, None):
+        build_trainer(
+            str(tmp_path / "model"), tmp_path, options={"processing_class": None},
+            model_init_kwargs=given,
+        )  # fmt: skip
+    assert asked == ["main", None]
+
+
+def test_checkpoints_of_a_partly_frozen_model_hold_its_own_weights(tmp_path):
+    model = build_model("t5")
+    model.get_encoder().requires_grad_(False)
+    own = {name: value.clone() for name, value in model.get_encoder().state_dict().items()}
+    trainer = build_trainer(model, tmp_path, bf16=True, save_strategy="steps", save_steps=1)
+    trainer.train()
+    saved = type(model).from_pretrained(tmp_path / "checkpoint-1").get_encoder().state_dict()
+    for name, value in own.items():
+        torch.testing.assert_close(saved[name], value, rtol=0, atol=0)
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):

@@ -68,7 +68,7 @@ class Faults:
 
     def within_training(self) -> None:
         """Put a point after the first step of each training."""
-        train = adversarial.train_with_checkpoints
+        train = adversarial.train_stage
         faults = self
 
         class Point(TrainerCallback):
@@ -80,7 +80,7 @@ class Faults:
             trainer.add_callback(Point())
             train(trainer)
 
-        adversarial.train_with_checkpoints = with_point
+        adversarial.train_stage = with_point
 
 
 def main() -> None:
