@@ -618,9 +618,10 @@ class AdversarialRun:
         return retriever
 
     def evaluate(self, scorer: Any, split: str, blend_weight: float | None = None) -> Metrics:
-        """Evaluate a scorer on a split; without a weight the blend's is chosen on this split."""
+        """Evaluate a scorer on a split; on dev the blend's weight is chosen, if there is none."""
         scored = score_candidates(scorer, self.dataset, split, self.index)
-        if self.dataset.has_ids and blend_weight is None and scorer is not None:
+        can_choose = split == "dev" and self.dataset.has_ids and scorer is not None
+        if can_choose and blend_weight is None:
             blend_weight, _ = scored.choose_blend_weight(self.data_args.relevant_grade)
             if blend_weight is None and self.loop.dev_metric.startswith("blend/"):
                 raise UserError(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,7 @@ from transformers import (
 
 from agr_trl import adversarial
 from agr_trl.adversarial import AdversarialRun
+from agr_trl.config import Recipe
 from agr_trl.errors import UserError
 from agr_trl.retriever import Retriever
 
@@ -131,10 +133,12 @@ def test_queries_hold_the_attacked_and_the_new_retrievers_probability(finished):
 
 def test_products_are_drawn_until_enough_queries_are_accepted(copy, config, caplog):
     accepted = pd.read_parquet(copy / "round_01" / "queries.parquet")["accepted"].sum()
-    several = ((accepted, 4, 1), (accepted + 1, 4, 2), (1000, 4, 2), (1000, 1, 1))
-    for wanted, most, draws in several:  # 20 products, 10 a draw
+    assert accepted
+    several = ((accepted, 4, 1, 1), (accepted, 4, 2, 2), (accepted + 1, 4, 1, 2))
+    several += ((1000, 4, 1, 2), (1000, 1, 1, 1))
+    for wanted, most, hardest_of, draws in several:  # 20 products, 10 a draw
         changes = ("--synthetic_queries_per_round", str(wanted), "--max_draws", str(most))
-        run = build_run(config, copy, *changes)
+        run = build_run(config, copy, *changes, f"--hardest_of={hardest_of}")
         run._write_queries(copy / "more.parquet", 1)
         queries = pd.read_parquet(copy / "more.parquet")
         assert len(queries) == draws * 20
@@ -224,6 +228,93 @@ def test_the_last_kept_retrievers_are_attacked_together(asked, attacked, copy, c
     with pytest.raises(InterruptedError):
         run._train_generator(copy / "round_03" / "generator", 3)
     assert loaded == attacked
+
+
+def test_test_numbers_are_of_the_models_and_weights_that_dev_chose(copy, config, monkeypatch):
+    for number, weight in ((0, 0.2), (1, 0.7)):
+        file = copy / f"round_{number:02d}" / "metrics.json"
+        metrics = json.loads(file.read_text())
+        metrics["dev"]["blend_weight"] = weight
+        file.write_text(json.dumps(metrics))
+
+    def look(self, scorer, split, blend_weight=None):
+        owner = getattr(scorer, "__self__", None)
+        name = Path(owner.model.name_or_path).parent.name if hasattr(owner, "model") else scorer
+        if split == "dev":
+            assert name == self.calibrated.score
+            return {"blend_weight": 0.5}
+        return name, split, blend_weight
+
+    run = build_run(config, copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(AdversarialRun, "evaluate", look)
+        assert run._evaluate_test(1, 0.7) == {
+            "bm25": (None, "test", None),
+            "cosine": (run.calibrated.score, "test", 0.5),
+            "supervised": ("round_00", "test", 0.2),
+            "adversarial": ("round_01", "test", 0.7),
+        }
+    run._export(1, 0.7)
+    assert Retriever.from_pretrained(str(copy / "retriever")).blend_weight == 0.7
+    # Nothing is chosen on test: without a weight there is no blend.
+    assert "blend/ndcg@10" in run.evaluate(run.calibrated.score, "dev")
+    assert "blend/ndcg@10" in run.evaluate(run.calibrated.score, "test", 0.5)
+    assert "blend/ndcg@10" not in run.evaluate(run.calibrated.score, "test")
+
+
+@pytest.mark.parametrize(("value", "is_kept"), [(0.25, True), (0.24, False)])
+def test_a_round_is_held_against_the_best_one(value, is_kept, copy, config, monkeypatch):
+    shutil.copytree(copy / "round_01", copy / "round_02")
+    shutil.copytree(copy / "round_01", copy / "round_03")
+    for number, (dev, kept) in enumerate(((0.9, True), (0.5, True), (0.1, False))):
+        file = copy / f"round_{number:02d}" / "metrics.json"
+        changes = {"kept": kept, "dev": {"judged/ndcg@10": dev}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    monkeypatch.setattr(AdversarialRun, "evaluate", lambda *_: {"judged/ndcg@10": value})
+    run = build_run(config, copy, "--max_dev_drop=0.25")  # below the .5 of round 1
+    run._evaluate_round(copy / "round_03" / "metrics.json", 3)
+    assert read(copy / "round_03")["kept"] is is_kept
+
+
+def test_the_audit_of_a_round_by_hand(copy, config, monkeypatch):
+    run = build_run(config, copy)
+    queries = pd.DataFrame(
+        {
+            "query": ["red chair", "lamp", "blue lamp", "desk", "oak"],
+            "document": "red oak chair",
+            "product_id": "p0",
+            "accepted": [True, True, True, True, False],
+            "reason": ["", "", "", "", "low_relevance"],
+            "relevance": [0.9, 0.8, 0.7, 0.6, 0.0],
+            "probability": [0.2, 0.4, 0.6, 0.8, 0.0],
+        }
+    )
+    found = run._query_metrics(queries)
+    assert (found["written"], found["accepted"], found["acceptance_rate"]) == (5, 4, 0.8)
+    assert found["not_accepted"] == {"low_relevance": 1}
+    assert found["mean_relevance"] == pytest.approx(0.6)
+    assert found["mean_probability"] == pytest.approx(0.4)
+    assert found["accepted_mean_probability"] == pytest.approx(0.5)
+    assert "truly_relevant_share" not in found
+    # The oracle's grades of the accepted ones; None is of a query that it cannot read.
+    asked = []
+    oracle = SimpleNamespace(grade_many=lambda *texts: asked.append(texts) or [2, 1, 0, None])
+    monkeypatch.setattr(adversarial, "demo_oracle", lambda _: oracle)
+    monkeypatch.setattr(Recipe, "is_demo", True)
+    assert run._query_metrics(queries)["truly_relevant_share"] == 0.5
+    assert asked == [(["red chair", "lamp", "blue lamp", "desk"], ["p0"] * 4)]
+
+
+def test_useless_queries_and_retrievers_end_a_round(copy, config, monkeypatch):
+    run = build_run(config, copy)
+    blank = pd.read_parquet(copy / "round_01" / "queries.parquet").assign(query=" ")
+    with monkeypatch.context() as patch:
+        patch.setattr(AdversarialRun, "_draw_queries", lambda *_: blank)
+        with pytest.raises(UserError, match="blank queries only"):
+            run._write_queries(copy / "more.parquet", 1)
+    monkeypatch.setattr(Retriever, "score", lambda self, queries, documents: np.ones(len(queries)))
+    with pytest.raises(UserError, match=r"the retriever gives all .* the log-odds 1.000"):
+        run._evaluate_round(copy / "round_00" / "metrics.json", 0)
 
 
 def test_a_rounds_retriever_is_averaged_with_the_one_before(finished, config, tmp_path):
@@ -570,6 +661,19 @@ def test_train_split_of_relevant_products_only_is_calibrated_on_mined_negatives(
     assert (run.gold["label"] == 0).any()
     low, high = run.calibrated.score(["red chair"] * 2, ["blue desk lamp", "red oak chair"])
     assert low < high
+
+
+def test_s_is_calibrated_on_train_pairs(config, tmp_path):
+    run = build_run(config, tmp_path / "run")
+    train = run.dataset.pairs("train")
+    known = run.relevance.score(train["query"].tolist(), train["document"].tolist()).reshape(-1, 1)
+    mean, scale = known.mean(), known.std()
+    weighing = LogisticRegression(C=100).fit((known - mean) / scale, train["label"] >= 0.5)
+    asked = ["red chair"] * 2, ["blue desk lamp", "red oak chair"]
+    expected = weighing.decision_function(
+        (run.relevance.score(*asked).reshape(-1, 1) - mean) / scale
+    )
+    assert run.calibrated.score(*asked) == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_ensemble_hears_the_attacked_retriever_too(config, copy):

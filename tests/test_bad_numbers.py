@@ -7,20 +7,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toy_shop import DOCUMENTS, build_generator, build_retriever, training_options
+from toy_shop import DOCUMENTS, PROMPTS, build_generator, build_retriever, training_options
 from transformers import (
     Seq2SeqTrainingArguments,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
+from trl import RLOOConfig
 
 from agr_trl.acceptance import refuse_useless_queries
 from agr_trl.bad_numbers import IDLE_VALUES, BadNumbersCallback, refuse_constant_scores
-from agr_trl.config import WarmUpArguments
+from agr_trl.config import LoraArguments, PromptArguments, WarmUpArguments
 from agr_trl.errors import UserError
 from agr_trl.generator import warm_up_trainer
 from agr_trl.retriever import retriever_trainer
+from agr_trl.stages import generator_trainer
 
 
 def log(callback, tmp_path, **logs):
@@ -44,6 +46,17 @@ def test_idle_training_is_told_once(name, idle, advice, tmp_path, caplog):
         log(callback, tmp_path, **{name: idle})
         log(callback, tmp_path, **{name: idle})
     assert [record.getMessage() for record in caplog.records] == [f"step 7: {advice}"]
+
+
+def test_an_attack_is_watched(tmp_path):
+    model, tokenizer = build_generator()
+    options = training_options(tmp_path, max_completion_length=4, num_generations=4)
+    trainer = generator_trainer(
+        model, tokenizer, RLOOConfig(**options, bf16=False), LoraArguments(),
+        PromptArguments(), pd.DataFrame({"prompt": PROMPTS}), [len],
+    )  # fmt: skip
+    watching = [type(callback) for callback in trainer.callback_handler.callbacks]
+    assert BadNumbersCallback in watching
 
 
 def test_a_retriever_that_diverges_stops_its_training(tmp_path):

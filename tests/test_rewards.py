@@ -56,6 +56,15 @@ def test_the_attacked_retriever_scores_in_the_generators_precision():
         assert rewards[0].retrievers == [retriever] and retriever.bfloat16 is bfloat16
 
 
+def test_all_attacked_retrievers_are_in_the_reward():
+    relevance, acceptance = WordOverlap(), AcceptanceFilter(RewardArguments(), BM25Index(DOCUMENTS))
+    both = [build_retriever(0), build_retriever(1)]
+    loss, _, _ = attack_rewards(both, relevance, acceptance, None, DOCUMENTS, bfloat16=True)
+    assert loss.retrievers == both
+    assert all(one.bfloat16 for one in both)
+    assert not any(p.requires_grad for one in both for p in one.model.parameters())
+
+
 def test_uncertainty_by_hand():
     # 2 * min(p, 1 - p) with p = .5, .017986, .0000454, .9999546, 0
     expected = [1, 0.035972, 9.08e-5, 9.08e-5, 0]

@@ -576,6 +576,18 @@ def test_the_reward_rises(name, family, rate, tmp_path):
     assert sum(rewards[-5:]) / 5 > sum(rewards[:3]) / 3 + 0.2, rewards
 
 
+def test_grpos_entropy_bonus_has_gradients(tmp_path):
+    norms = []
+    for bonus in (0.0, 1.0):
+        trainer = build_trainer(
+            build_model("t5"), tmp_path, *TRAINERS["grpo"], beta=0.0, entropy_coef=bonus,
+            options={"reward_funcs": lambda completions, **_: [0.5] * len(completions)},
+        )  # fmt: skip
+        trainer.train()
+        norms.append([entry["grad_norm"] for entry in trainer.state.log_history if "loss" in entry])
+    assert norms[0] == [0, 0] and min(norms[1]) > 0
+
+
 def test_byt5_writes_and_scores_bytes(tmp_path):
     tokenizer = ByT5Tokenizer()
     prompts = ["Title: sofa", "Title: grüne Couch", "Title: lamp", "Title: " + "x" * 40]

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -87,6 +89,34 @@ def test_synthetic_pairs_with_hard_labels():
     hard = negatives[negatives["source"] == "synthetic_hard"]
     # The other lamp, and the other table: both share one word and so have S .1, below .2 - .05.
     assert hard["document"].tolist() == [DOCUMENTS[2], DOCUMENTS[4]]
+
+
+def test_hard_negatives_keep_the_margin_in_s_unless_a_teacher_labels_them():
+    def judge(queries, documents):  # the other chair is as relevant as the query's own
+        return np.array([0.1 if document == DOCUMENTS[0] else 0.2 for document in documents])
+
+    queries = pd.DataFrame({"query": ["wooden chair"], "product_index": [0]})
+    scorer = SimpleNamespace(score=judge)
+    teacher = SimpleNamespace(probability=judge)
+    sources = {}
+    for is_soft in (False, True):
+        args = LoopArguments(soft_labels=is_soft, synthetic_random_negatives=0)
+        frame = synthetic_pairs(
+            queries, build_dataset(), INDEX, args, 0.05, scorer, teacher, seed=0
+        )
+        sources[is_soft] = frame["source"].tolist()
+    assert sources == {False: ["synthetic"], True: ["synthetic", "synthetic_hard"]}
+
+
+def test_hard_negatives_of_judged_pairs_keep_the_margin_in_s():
+    args = RetrieverArguments(hard_negatives=1, random_negatives=0, negative_margin=0.05)
+
+    def mined(scorer):
+        frame = gold_pairs(build_dataset(), INDEX, args, scorer, 0)
+        return frame.loc[frame["source"] == "gold_hard", ["query", "document"]].values.tolist()
+
+    assert mined(None) == [["reading lamp", DOCUMENTS[3]]]
+    assert mined(lambda queries, documents: np.ones(len(queries))) == []
 
 
 def test_soft_labels_are_the_teachers_probabilities():
