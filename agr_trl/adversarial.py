@@ -742,7 +742,10 @@ class AdversarialRun:
                 f"`dev_metric` is {self.loop.dev_metric}; this data has {', '.join(known)}"
             )
         check_best_metric(
-            self.recipe["retriever"].build(output_dir="unused")[1], dev, self.dataset.has_ids
+            self.recipe["retriever"].build(output_dir="unused")[1],
+            dev,
+            self.dataset.has_ids,
+            self.data_args.relevant_grade,
         )
         if self.loop.teacher == "ensemble" and relevant.nunique() < 2:
             raise UserError(

@@ -39,6 +39,7 @@ SHOWN_PRODUCTS = 10
 OFFERED_PRODUCTS = 30
 EXAMPLE_QUERIES = 8
 ROWS_PER_PAGE = 20
+PRECISIONS = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
 SYSTEMS = ("bm25", "supervised", "adversarial")
 
 
@@ -78,10 +79,13 @@ def open_run(folder: Path, dataset_path: str | None = None) -> tuple[RunRecord, 
     # Nothing is written, so the run may lie where this user may not write.
     words = ["--config", str(folder / "config.yaml"), "--output_dir", gettempdir()]
     words += ["--dataset_path", dataset_path] if dataset_path else []
+    # Nothing is trained, and settings are refused that this machine could not train with.
+    for stage in ("retriever", "warm_up", "generator"):
+        words += [f"--{stage}.{name}=false" for name in PRECISIONS]
+        words.append(f"--{stage}.report_to=none")
+    words += ["--generator.per_device_train_batch_size=2", "--generator.num_generations=2"]
+    words.append("--lesson_averaging=0")  # whose start need not be here
     recipe = parse_recipe(SECTIONS, "recipes/train_adversarial.py", words)
-    # Nothing is trained, and transformers refuses what this machine could not train with.
-    plain = dict.fromkeys(("bf16", "fp16", "tf32"), False)
-    recipe = recipe.replaced({name: plain for name in ("retriever", "warm_up", "generator")})
     dataset = read_tables(folder / "data")
     if dataset is None:
         dataset = load_dataset(recipe[""].build()[1])

@@ -60,6 +60,8 @@ class BadNumbersCallback(TrainerCallback):
     ) -> None:
         """Raise `UserError` for a NaN or an infinity, warn of idle training."""
         logged = {name: value for name, value in (logs or {}).items() if _is_number(value)}
+        if args.fp16:
+            logged.pop("grad_norm", None)  # its scaler skips a step that overflows, and goes on
         for name, value in logged.items():
             if not math.isfinite(value):
                 raise UserError(

@@ -25,6 +25,8 @@ from agr_trl.terminal import shows_progress
 
 LIBRARIES = ("transformers.", "trl.")  # whose dataclasses of settings are used as they are
 
+OF_THE_HUB = ("push_to_hub", "hub_")  # how settings begin that say what is published, and where
+
 # Of a job of several stages; a stage's own library would take them too.
 NEVER_IN_A_SECTION = (
     *("output_dir", "seed"),
@@ -734,6 +736,16 @@ class _RecipeParser(HfArgumentParser):
         if left_over:
             self.error(f"`{left_over[0]}` belongs to no setting")
         values = vars(namespace)
+        for name, value in values.items():
+            if isinstance(value, str) and value.startswith(
+                "~/"
+            ):  # some libraries do so, others not
+                values[name] = os.path.expanduser(value)
+        if values.get("resume_from_checkpoint"):
+            self.error(
+                "`resume_from_checkpoint` is not needed: the same command goes on from the last "
+                "checkpoint of its output_dir; leave it out"
+            )
         if isinstance(trackers := values.get("report_to"), list):
             _check_trackers(trackers)
             values["report_to"] = trackers if len(trackers) > 1 else trackers[0]
@@ -774,21 +786,19 @@ class Stage:
             raise UserError(str(error)) from error
 
     def resolved(self) -> dict[str, Any]:
-        """Return all our settings and the given ones of the libraries, but never a token.
+        """Return all our settings and the given ones of the libraries.
 
-        `HubArguments` are left out: who repeats a run does not want to publish it again.
+        But those of the Hub: who repeats a run does not want to publish it again, whoever publishes
+        a finished one changes none of its results, and a token is never written down.
         """
         shown = set(self.given)
         for dataclass_type in self.dataclass_types:
-            names = {f.name for f in fields(dataclass_type)}
-            if issubclass(dataclass_type, HubArguments):
-                shown -= names
-            elif not dataclass_type.__module__.startswith(LIBRARIES):
-                shown |= names
+            if not dataclass_type.__module__.startswith(LIBRARIES):
+                shown |= {f.name for f in fields(dataclass_type)}
         return {
             name: value
             for name, value in sorted(self.values.items())
-            if name in shown and value is not None and name != "hub_token"
+            if name in shown and value is not None and not name.startswith(OF_THE_HUB)
         }
 
 
@@ -878,18 +888,25 @@ def parse_recipe(
         )
         for name, parser in parsers.items()
     }
-    if output_dir := stages[""].values.get("output_dir"):
-        _check_output(Path(output_dir))
+    flat = stages[""].values
+    if output_dir := flat.get("output_dir"):
+        _check_output(Path(output_dir), "output_dir")
+    if (index_dir := flat.get("index_dir")) and not Path(index_dir).is_dir():
+        _check_output(Path(index_dir), "index_dir")
+    if output_file := flat.get("output_file"):
+        if Path(output_file).is_dir():
+            raise UserError(f"`{output_file}` is a folder; name a file in it as --output_file")
+        _check_output(Path(output_file).parent, "output_file")
     return Recipe(stages, config_file)
 
 
-def _check_output(folder: Path) -> None:
+def _check_output(folder: Path, setting: str) -> None:
     """Raise `UserError` where a job could not write, which else shows when it has ended."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise UserError(f"`{there}` is a file; name another --output_dir than `{folder}`")
+        raise UserError(f"`{there}` is a file; name another --{setting} than `{folder}`")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"`{there}` may not be written to; name another --output_dir")
+        raise UserError(f"`{there}` may not be written to; name another --{setting}")
 
 
 def _take_config(arguments: list[str], recipe_file: str) -> tuple[Path, list[str]]:

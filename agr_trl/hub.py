@@ -5,6 +5,7 @@ branches of their own, `rounds/0` and so on. Each round that was kept has a tag,
 Everything is read from the local files and nothing is written to them.
 """
 
+import dataclasses
 import json
 import logging
 import shlex
@@ -52,6 +53,7 @@ NEVER_PUSHED = (
     *("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "trainer_state.json"),
     *("README.md", ".*", "*.tmp"),
 )
+OF_TRAINERS_PUSHES = ("hub_strategy", "hub_always_push", "hub_revision")
 PACKAGE_ENDINGS = (".py", ".j2", ".css")  # of what a Space holds of this package
 MODEL_ENDINGS = (".json", ".txt", ".safetensors", ".model")  # and of a relevance model's folder
 SPACE_APP = """from pathlib import Path
@@ -78,13 +80,20 @@ def take_hub_settings(args: TrainingArguments | HubArguments) -> str | None:
     Trainer would push every checkpoint with its `training_args.bin`, a pickle in which a
     `hub_token` stands; so the token is taken out of the settings, and the recipes push what they
     have made once, at the end. Raises `UserError` when no repository, or an impossible one, is
-    named, or nobody is logged in.
+    named, nobody is logged in, or what only Trainer's pushes know is asked for.
     """
     token = None
     if isinstance(args, TrainingArguments):
         token, args.hub_token = args.hub_token, None
     if not args.push_to_hub:
         return None
+    if isinstance(args, TrainingArguments):
+        for field in dataclasses.fields(TrainingArguments):
+            if field.name in OF_TRAINERS_PUSHES and getattr(args, field.name) != field.default:
+                raise UserError(
+                    f"`{field.name}` is of no use: a model is pushed once, to `main`, when its "
+                    "training has ended; leave it out"
+                )
     repo_id: str | None = args.hub_model_id
     if not repo_id:
         raise UserError("`push_to_hub` needs `--hub_model_id user/name`")
@@ -228,7 +237,9 @@ def _push_generators(repository: Repository, run: RunRecord, merged: bool, licen
         is_best = number == run.best_round
         folder, base = run.round_folder(number) / "generator", None
         if not folder.is_dir():
-            folder = run.folder / "generator"
+            if number and run.config.get("query_source") == "adversarial" and not is_best:
+                continue  # `kept_models` has removed it
+            folder = run.folder / "generator"  # a control's is the warm-up's
         with tempfile.TemporaryDirectory() as made:
             local_base = _adapter_base(folder)
             if local_base is None or not merged:

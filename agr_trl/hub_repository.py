@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from httpx2 import HTTPError, TransportError
@@ -79,15 +79,21 @@ class Repository:
         return oid
 
     def commit(self, files: Files, message: str, branch: str = "main") -> str:
-        """Upload files as one commit, without model files that are no longer part of it."""
+        """Upload files as one commit, without model files that are no longer part of it.
+
+        Only in the folders that it writes to: others hold what somebody else has added.
+        """
         self._check(files)
+        folders = {PurePosixPath(path).parent for path in files}
 
         def send() -> str:
             there = self.api.list_repo_files(self.repo_id, revision=branch, repo_type=self.kind)
             old = [
                 CommitOperationDelete(path)
                 for path in there
-                if path not in files and any(fnmatch(path, pattern) for pattern in MODEL_FILES)
+                if path not in files
+                and PurePosixPath(path).parent in folders
+                and any(fnmatch(path, pattern) for pattern in MODEL_FILES)
             ]
             new = [CommitOperationAdd(path, file) for path, file in files.items()]
             info = self.api.create_commit(

@@ -4,6 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import ChainMap
 from collections.abc import Sequence
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -143,7 +144,9 @@ class LsaScorer(EmbeddingScorer):
     def __init__(self, catalogue: Sequence[str], dimensions: int = 200, seed: int = 0) -> None:
         super().__init__(catalogue)
         self._tfidf = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
-        if len(set().union(*map(self._tfidf.build_analyzer(), catalogue))) < 2:
+        each_word = chain.from_iterable(map(self._tfidf.build_analyzer(), catalogue))
+        first = next(each_word, None)
+        if all(word == first for word in each_word):
             raise UserError(
                 "LSA needs a catalogue of two words or more; use another relevance_model"
             )

@@ -66,6 +66,19 @@ def is_classifier(config: Any) -> bool:
     return any("ForSequenceClassification" in name for name in config.architectures or [])
 
 
+def trained_retriever(name_or_path: str, max_pair_tokens: int | None = None) -> "Retriever":
+    """Load a retriever that is to be used as it is.
+
+    Raises `UserError` for a model without a head, whose scores would be random.
+    """
+    if not is_classifier(load_config(resolve_model_name(name_or_path))):
+        raise UserError(
+            f"`{name_or_path}` has no head that says what is relevant; train one on it with "
+            "recipes/train_retriever.py first"
+        )
+    return Retriever.from_pretrained(name_or_path, max_pair_tokens)
+
+
 @dataclass
 class Retriever:
     """A sequence classifier with one logit, its tokenizer and how many tokens of a pair it reads.
@@ -280,9 +293,11 @@ def retriever_trainer(
 
     With `lora_rank` an adapter of the encoder and the whole head are trained, the rest is frozen.
     With `frozen_layers` the embeddings and that many of the lowest layers are. Raises `UserError`
-    for more layers than there are, and for early stopping that would not go back to the best
-    checkpoint.
+    for more layers than there are, for early stopping that would not go back to the best
+    checkpoint, and for label smoothing, which L_R does not know.
     """
+    if args.label_smoothing_factor:
+        raise UserError("`label_smoothing_factor` has no effect on the retriever; leave it out")
     patience = early_stopping_patience
     if patience and not args.load_best_model_at_end:
         raise UserError("`early_stopping_patience` needs `load_best_model_at_end: true`")
@@ -367,14 +382,16 @@ def dev_metrics(
     return compute
 
 
-def check_best_metric(args: TrainingArguments, dev_pairs: pd.DataFrame, has_ids: bool) -> None:
+def check_best_metric(
+    args: TrainingArguments, dev_pairs: pd.DataFrame, has_ids: bool, relevant_grade: int = 1
+) -> None:
     """Raise `UserError` for a `metric_for_best_model` that the dev pairs cannot give.
 
     Trainer looks for it when it first saves a checkpoint.
     """
     wanted = (args.metric_for_best_model or "loss").removeprefix("eval_")
     some = SimpleNamespace(predictions=np.zeros(len(dev_pairs)))
-    known = ["loss", *dev_metrics(dev_pairs, has_ids)(some)]
+    known = ["loss", *dev_metrics(dev_pairs, has_ids, relevant_grade)(some)]
     if wanted not in known:
         raise UserError(
             f"`metric_for_best_model` is {wanted}, which these dev pairs do not have; take one of "

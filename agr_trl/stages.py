@@ -17,6 +17,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from agr_trl.acceptance import AcceptanceFilter, vocabulary_of
 from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import (
+    OF_THE_HUB,
     DataArguments,
     LoraArguments,
     PromptArguments,
@@ -254,7 +255,11 @@ def refuse_other_settings(
     end a long run.
     """
     old = _flat(yaml.safe_load(config_file.read_text(encoding="utf-8")))
-    old = {name: value for name, value in old.items() if name not in WITHOUT_EFFECT}
+    old = {
+        name: value
+        for name, value in old.items()
+        if name not in WITHOUT_EFFECT and not name.startswith(OF_THE_HUB)
+    }
     now, default = _flat(settings), _flat(defaults or {})
     default_of_later = {name: value for name, value in default.items() if name in now}
     changed = _changes(default_of_later | old, now, free)

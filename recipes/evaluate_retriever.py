@@ -17,7 +17,7 @@ from agr_trl.config import DataArguments, parse_recipe
 from agr_trl.evaluation import METRIC_DEFINITION, format_table, score_candidates
 from agr_trl.files import write_json
 from agr_trl.relevance import load_relevance_scorer
-from agr_trl.retriever import Retriever
+from agr_trl.retriever import trained_retriever
 from agr_trl.runtime import require_model, run_recipe, start
 from agr_trl.search import Scorer, load_index
 from agr_trl.stages import load_dataset
@@ -84,7 +84,7 @@ def load_scorer(args: ScriptArguments, documents: list[str]) -> tuple[Scorer | N
     if args.retriever_name_or_path == "cosine":
         relevance = load_relevance_scorer(args.relevance_model, documents)
         return lambda q, d: logit(relevance.score(q, d).clip(1e-6, 1 - 1e-6)), None
-    retriever = Retriever.from_pretrained(args.retriever_name_or_path, args.max_pair_tokens)
+    retriever = trained_retriever(args.retriever_name_or_path, args.max_pair_tokens)
     return retriever.to_device().score, retriever.blend_weight
 
 

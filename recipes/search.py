@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from agr_trl.config import DataArguments, parse_recipe
 from agr_trl.errors import UserError
-from agr_trl.retriever import Retriever
+from agr_trl.retriever import trained_retriever
 from agr_trl.runtime import require_model, run_recipe, start
 from agr_trl.search import ProductSearch, load_index
 from agr_trl.stages import load_dataset
@@ -58,7 +58,7 @@ def main() -> None:
     require_model(args.retriever_name_or_path, "train_retriever", recipe.is_demo)
 
     dataset = load_dataset(data_args)
-    retriever = Retriever.from_pretrained(args.retriever_name_or_path).to_device()
+    retriever = trained_retriever(args.retriever_name_or_path).to_device()
     retriever.bfloat16 = args.retriever_bfloat16
     weight = args.blend_weight if args.blend_weight is not None else retriever.blend_weight
     index = load_index(dataset.documents, args.index_dir)

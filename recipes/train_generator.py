@@ -23,7 +23,7 @@ from agr_trl.config import (
 from agr_trl.generator import load_generator, sample_queries
 from agr_trl.hub import publish_folder, take_hub_settings
 from agr_trl.relevance import load_relevance_scorer
-from agr_trl.retriever import Retriever
+from agr_trl.retriever import trained_retriever
 from agr_trl.runtime import is_main_process, require_model, run_recipe, start, train
 from agr_trl.search import BM25Index
 from agr_trl.stages import (
@@ -67,7 +67,7 @@ def main() -> None:
         prompts = prompts.sample(min(script_args.prompts, len(prompts)), random_state=args.seed)
 
     # 2. The frozen retriever, S(q, d), and the policy
-    retriever = Retriever.from_pretrained(script_args.retriever_name_or_path)
+    retriever = trained_retriever(script_args.retriever_name_or_path)
     relevance = load_relevance_scorer(reward_args.relevance_model, dataset.documents)
     index = BM25Index(dataset.documents)
     acceptance = acceptance_filter(reward_args, index, dataset, relevance)

@@ -33,7 +33,7 @@ def main() -> None:
     dataset = load_dataset(data_args)
     begin_run_folder(recipe, Path(args.output_dir), dataset)
     dev = dataset.pairs("dev")
-    check_best_metric(args, dev, dataset.has_ids)
+    check_best_metric(args, dev, dataset.has_ids, data_args.relevant_grade)
     index = BM25Index(dataset.documents)
     train = gold_pairs(dataset, index, retriever_args, scorer=None, seed=args.seed)
 
@@ -58,7 +58,7 @@ def main() -> None:
     # 4. Save what others load, and the numbers of this run
     if is_main_process():
         folder = Path(args.output_dir)
-        scored = None
+        scored, retriever.blend_weight = None, None  # whatever it began with
         if dataset.has_ids:
             scored = score_candidates(retriever.score, dataset, "dev", index)
             retriever.blend_weight, _ = scored.choose_blend_weight(data_args.relevant_grade)

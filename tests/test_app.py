@@ -213,7 +213,12 @@ def test_a_run_of_a_gpu_opens_on_any_machine(tmp_path, finished):
     copy = shutil.copytree(finished, tmp_path / "copy")
     config = yaml.safe_load((copy / "config.yaml").read_text())
     for section in ("retriever", "warm_up", "generator"):
-        config[section] |= {"bf16": True, "tf32": True}
+        config[section] |= {"bf16": True, "tf32": True, "bf16_full_eval": True}
+        config[section]["report_to"] = "clearml"  # not installed
+    # Eight processes had whole groups.
+    config["generator"] |= {"per_device_train_batch_size": 1, "num_generations": 8}
+    config["lesson_averaging"] = 0.5
+    config["retriever"] |= {"retriever_name_or_path": "here/no/more"}
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     assert len(open_run(copy)[1].dataset.products) == 21
 

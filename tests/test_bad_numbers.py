@@ -2,6 +2,7 @@
 
 import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,14 @@ def test_a_number_that_is_not_finite_stops_and_is_named(value, tmp_path):
     log(BadNumbersCallback(), tmp_path, loss=0.5, note="nan", ok=True)
     with pytest.raises(UserError, match=r"step 7: `grad_norm` is .*lower `learning_rate`"):
         log(BadNumbersCallback(), tmp_path, loss=0.5, grad_norm=value)
+
+
+def test_an_overflow_that_fp16s_scaler_skips_goes_on(tmp_path):
+    args = SimpleNamespace(fp16=True, learning_rate=1e-4)
+    callback, state = BadNumbersCallback(), TrainerState(global_step=7)
+    callback.on_log(args, state, TrainerControl(), {"loss": 0.5, "grad_norm": math.inf})
+    with pytest.raises(UserError, match="step 7: `loss` is inf"):
+        callback.on_log(args, state, TrainerControl(), {"loss": math.inf})
 
 
 @pytest.mark.parametrize(("name", "idle", "advice"), IDLE_VALUES)

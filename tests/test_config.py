@@ -181,6 +181,50 @@ def test_help_lists_the_settings_and_exits_with_0(tmp_path, capsys):
     assert "--stage.seed" not in printed and "no_" not in printed
 
 
+def test_a_home_folder_is_the_same_for_us_and_the_libraries(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sections = {"": (DataArguments, TrainingArguments)}
+    recipe = parse(tmp_path, "output_dir: ~/run", "--dataset_path=~/data", sections=sections)
+    data_args, args = recipe[""].build()
+    assert recipe[""].values["output_dir"] == args.output_dir == str(tmp_path / "run")
+    assert data_args.dataset_path == str(tmp_path / "data")
+    assert recipe.replaced({"": {"output_dir": "~/other"}})[""].values["output_dir"] == (
+        str(tmp_path / "other")
+    )
+
+
+def test_checkpoints_are_found_and_not_named(tmp_path):
+    sections = {"": (TrainingArguments,)}
+    with pytest.raises(UserError, match="`resume_from_checkpoint` is not needed"):
+        parse(tmp_path, "output_dir: out", "--resume_from_checkpoint=x", sections=sections)
+
+
+@dataclass
+class FileArguments:
+    output_file: str | None = None
+    index_dir: str | None = None
+
+
+def test_where_a_job_cannot_write_is_told_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for setting, value, message in (
+        ("output_file", "folder", "is a folder; name a file in it as --output_file"),
+        ("output_file", "file/x.json", "is a file; name another --output_file"),
+        ("index_dir", "file", "is a file; name another --index_dir"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse(tmp_path, f"{setting}: {tmp_path / value}", sections={"": (FileArguments,)})
+    text = f"output_file: {tmp_path}/new/x.json\nindex_dir: {tmp_path}/folder"
+    parse(tmp_path, text, sections={"": (FileArguments,)})
+
+
+def test_hub_settings_are_in_no_record_of_a_stage(tmp_path):
+    argv = ["--push_to_hub", "--hub_model_id=user/x", "--hub_token=hf_x", "--learning_rate=1e-5"]
+    recipe = parse(tmp_path, "output_dir: out", *argv, sections={"": (TrainingArguments,)})
+    assert recipe.resolved() == {"learning_rate": 1e-5, "output_dir": "out"}
+
+
 def test_resolved_settings_read_again_are_the_same(tmp_path):
     sections = {"": (RunArguments, DataArguments), "stage": (StageArguments, TrainingArguments)}
     text = "output_dir: out\nstage:\n  rate: 1e-5\n  weights: [1, 0.5]\n  save_strategy: 'no'\n"

@@ -11,14 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
-import httpx
+import httpx2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 from hub_server import TOKEN, hub_server
-from huggingface_hub import ModelCard
+from huggingface_hub import CommitOperationDelete, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from markdown_it import MarkdownIt
 from scipy.special import expit
@@ -37,7 +37,7 @@ from agr_trl import Retriever, hub_repository
 from agr_trl.config import HubArguments, parse_recipe
 from agr_trl.errors import UserError
 from agr_trl.files import read_json, write_json
-from agr_trl.hub import publish_run, take_hub_settings
+from agr_trl.hub import _push_generators, publish_run, take_hub_settings
 from agr_trl.hub_repository import Repository
 from agr_trl.model_cards import (
     fenced,
@@ -472,6 +472,11 @@ def test_who_is_not_logged_in_hears_of_it_before_the_training(monkeypatch):
     assert take_hub_settings(HubArguments()) is None
     monkeypatch.setattr("agr_trl.hub.get_token", lambda: "hf_x")
     assert take_hub_settings(args) == "hf_x"
+    pushed = {"push_to_hub": True, "hub_model_id": "user/toy", "report_to": "none"}
+    assert take_hub_settings(TrainingArguments(**pushed)) == "hf_x"
+    for name, value in (("hub_revision", "dev"), ("hub_strategy", "end")):
+        with pytest.raises(UserError, match=f"`{name}` is of no use: a model is pushed once"):
+            take_hub_settings(TrainingArguments(**pushed, **{name: value}))
 
 
 def test_rounds_whose_models_were_pruned_are_not_published(tmp_path, finished):
@@ -480,6 +485,45 @@ def test_rounds_whose_models_were_pruned_are_not_published(tmp_path, finished):
     shutil.rmtree(run / "round_01" / "retriever")
     shutil.rmtree(run / "round_01" / "generator")
     assert read_run(run).kept_rounds() == [0, 2]
+
+
+@pytest.mark.parametrize(("source", "numbers"), [("adversarial", [0, 2]), ("warm_up", [0, 1, 2])])
+def test_a_rounds_generator_is_its_own_or_a_controls(
+    source, numbers, tmp_path, finished, monkeypatch
+):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "round_01" / "generator")  # its retriever stays, to label again
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"query_source": source}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    pushed = []
+    repository = SimpleNamespace(
+        repo_id="user/toy-generator",
+        commit_round=lambda files, number, is_best: pushed.append(number),
+    )
+    monkeypatch.setattr("agr_trl.hub._published_base", lambda *_: ("user/base", "main"))
+    _push_generators(repository, read_run(run), False, "unknown")
+    assert pushed == numbers
+
+
+class Listing:
+    """The client of a repository that holds some files, and what it is asked to commit."""
+
+    def __init__(self, *files):
+        self.files, self.operations = files, []
+
+    def list_repo_files(self, *_, **__):
+        return self.files
+
+    def create_commit(self, repo_id, operations, **_):
+        self.operations = operations
+        return SimpleNamespace(oid="1")
+
+
+def test_an_upload_removes_old_files_where_it_writes_and_nothing_of_others(tmp_path):
+    api = Listing("config.json", "old.safetensors", "onnx/config.json", "notes.md")
+    Repository(api, "user/toy", "model", tmp_path, None).commit({"config.json": b"{}"}, "message")
+    deleted = [one.path_in_repo for one in api.operations if isinstance(one, CommitOperationDelete)]
+    assert deleted == ["old.safetensors"]
 
 
 def test_only_a_finished_run_is_published(tmp_path, finished):
@@ -523,8 +567,8 @@ def test_what_passes_is_tried_again_and_what_does_not_is_not(monkeypatch):
         def act(status=status, answers=answers):
             answers.append(status)
             if len(answers) < 3:
-                request = httpx.Request("POST", "http://localhost")
-                raise HfHubHTTPError("no", response=httpx.Response(status, request=request))
+                request = httpx2.Request("POST", "http://localhost")
+                raise HfHubHTTPError("no", response=httpx2.Response(status, request=request))
             return "done"
 
         if calls == 3:

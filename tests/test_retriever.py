@@ -1,4 +1,5 @@
 import copy
+import json
 import pickle
 import threading
 
@@ -30,9 +31,11 @@ from agr_trl.loading import resolve_model_name
 from agr_trl.retriever import (
     Retriever,
     _even_batches,
+    check_best_metric,
     dev_metrics,
     load_retriever,
     retriever_trainer,
+    trained_retriever,
 )
 
 QUERIES = ["red chair", "desk lamp for reading", "table", "", "oak", "lamp"]
@@ -355,6 +358,33 @@ def test_a_new_retriever_is_built_from_the_catalogue_alone():
     args.new_retriever_width = 100
     with pytest.raises(UserError, match="width of a new model is 100"):
         load_retriever(args, DOCUMENTS)
+
+
+def test_a_model_without_a_head_is_not_used_as_it_is(tmp_path):
+    build_retriever().save(tmp_path / "whole")
+    assert trained_retriever(str(tmp_path / "whole"), 20).max_pair_tokens == 20
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    config["architectures"] = ["BertModel"]
+    (tmp_path / "whole" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="has no head that says what is relevant; train one on it"):
+        trained_retriever(str(tmp_path / "whole"))
+
+
+def test_what_best_is_asks_for_is_looked_at_with_the_same_grade(tmp_path):
+    dev = build_dataset().pairs("dev")
+    args = TrainingArguments(
+        **training_options(tmp_path, metric_for_best_model="ndcg@10", eval_strategy="no")
+    )
+    check_best_metric(args, dev, True, relevant_grade=2)
+    with pytest.raises(UserError, match="is ndcg@10, which these dev pairs do not have"):
+        check_best_metric(args, dev, True, relevant_grade=3)
+
+
+def test_label_smoothing_is_refused(tmp_path):
+    pairs = build_dataset().pairs("dev")
+    args = TrainingArguments(**training_options(tmp_path, label_smoothing_factor=0.1))
+    with pytest.raises(UserError, match="`label_smoothing_factor` has no effect"):
+        retriever_trainer(build_retriever(), args, pairs, pairs, lambda _: {})
 
 
 def test_the_packaged_minilm_loads_by_name():

@@ -166,6 +166,11 @@ def load_relevance_dataset(
             dev_or_train = judgements["query_id"].map(split_of_query)
             judgements = judgements.assign(split=judgements["split"].mask(is_train, dev_or_train))
     elif is_one_file and split is not None:
+        if is_given:
+            raise UserError(
+                f"{path} is one file, all of which is the split {split}; leave dev_fraction and "
+                "test_fraction out"
+            )
         judgements = judgements.assign(split=split)
         logger.info("%s is one file: all its pairs count as %s, none is set apart", path, split)
     else:

@@ -276,6 +276,7 @@ def test_one_file_of_pairs_is_the_split_asked_for(tmp_path, suffix, caplog):
     with caplog.at_level(logging.INFO):
         asked = load_relevance_dataset("pairs", path, split="dev")
     assert f"{path} is one file: all its pairs count as dev" in caplog.text
+    _fails("all of which is the split dev; leave", "pairs", path, split="dev", dev_fraction=0.5)
     assert asked.pairs("dev")["label"].tolist() == [0, 1, 0.5, 0.25, 1]
     assert asked.documents == ['48" desk']
     sizes = load_relevance_dataset("pairs", path).judgements["split"].value_counts().to_dict()
