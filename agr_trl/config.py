@@ -705,9 +705,11 @@ class _RecipeParser(HfArgumentParser):
             close = difflib.get_close_matches(name.lstrip("-"), known, n=3, cutoff=0.4)
             self.error(f"unknown setting `{name}` (known: {', '.join(close) or 'none like it'})")
         if self.section and action.dest in NEVER_IN_A_SECTION:
+            is_token = action.dest == "hub_token"
+            whole = "run `hf auth login`" if is_token else f"use `--{action.dest}`"
             raise UserError(
-                f"`{self.section}.{action.dest}` cannot be set for one stage; "
-                f"use `--{action.dest}`, for the whole job"
+                f"`{self.section}.{action.dest}` cannot be set for one stage; {whole}, for the "
+                "whole job"
             )
         return action
 

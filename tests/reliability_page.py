@@ -73,9 +73,10 @@ as their own files (`tests/test_bad_inputs.py`); settings by YAML's safe loader.
 back its own checkpoints of the same run folder, with PyTorch's loader for tensors alone.
 
 **Refused:** weights in a pickle, unless AGR_TRL_PICKLE_WEIGHTS names the model, with a warning
-(`tests/test_published_models.py`); code that a model brings along, always; a WANDS download whose
-content is not the published one (`tests/data/test_wands_download.py`); names of ablations that
-would be paths (`tests/test_arms.py`). No module of this package calls `eval`, `exec`, `pickle`,
+(`tests/test_published_models.py`); code that a model brings along (but where a trainer in Python is
+told `trust_remote_code`); a WANDS download whose content is not the published one
+(`tests/data/test_wands_download.py`); names of ablations that would be paths
+(`tests/test_arms.py`). No module of this package calls `eval`, `exec`, `pickle`,
 `torch.load` or a shell; a test reads the source for them.
 
 **Shown as text:** products, queries and names in reports (HTML), the app (`tests/test_app.py`),
@@ -84,8 +85,8 @@ cards (Markdown, `tests/test_hub.py`), terminal output, logs and TRL's table of 
 written out. Nothing is written as CSV but the demo shop, so no cell is a formula. Parquet and JSON
 hold the texts as they were. Ids and texts of the data are never paths.
 
-**Tokens** of the Hub come from `hf auth login`, HF_TOKEN or `--hub_token`. They are in no file of a
-run, not even in a Trainer's `training_args.bin`, are blotted out in logs, errors and tracebacks,
+**Tokens** of the Hub come from `hf auth login`, HF_TOKEN or, in a single stage, `--hub_token`. They
+are in no file of a run, not even in a Trainer's `training_args.bin`, are blotted out in logs, errors and tracebacks,
 and an upload whose texts name one is refused. The app serves this machine alone unless told
 otherwise (`tests/test_app.py`); reports are files.
 
