@@ -312,8 +312,8 @@ def require_model(folder: str, recipe: str, is_demo: bool) -> None:
     script = Path(__file__).resolve().parent.parent / "recipes" / f"{recipe}.py"
     if not is_demo:
         raise UserError(
-            f"`{folder}` is not there yet; run `python recipes/{recipe}.py --config FILE.yaml` first, "
-            "with the file of the same setting"
+            f"`{folder}` is not there yet; run `python recipes/{recipe}.py --config FILE.yaml` "
+            "first, with the file of the same setting"
         )
     if is_main_process():
         logger.info("`%s` is not there yet: running recipes/%s.py first", folder, recipe)
