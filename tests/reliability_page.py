@@ -87,8 +87,8 @@ hold the texts as they were. Ids and texts of the data are never paths.
 
 **Tokens** of the Hub come from `hf auth login`, HF_TOKEN or, in a single stage, `--hub_token`. They
 are in no file of a run, not even in a Trainer's `training_args.bin`, are blotted out in logs,
-errors and tracebacks, and an upload whose texts name one is refused. The app serves this machine alone unless told
-otherwise (`tests/test_app.py`); reports are files.
+errors and tracebacks, and an upload whose texts name one is refused. The app serves this machine
+alone unless told otherwise (`tests/test_app.py`); reports are files.
 
 **Dependencies:** `make audit` asks PyPI for known weaknesses of what is installed, and says so
 where it cannot.
