@@ -62,7 +62,7 @@ from agr_trl.query_files import read_queries, write_query_files
 from agr_trl.relevance import EmbeddingScorer, Teacher, load_relevance_scorer
 from agr_trl.retriever import (
     Retriever,
-    check_best_metric,
+    check_training,
     dev_metrics,
     is_classifier,
     retriever_trainer,
@@ -717,7 +717,8 @@ class AdversarialRun:
 
     def _check_start(self) -> None:
         """Refuse to go back to a retriever that cannot rank, whose head is random."""
-        if not self.loop.lesson_averaging or self.loop.distillation_steps:
+        is_there = (self.round_folder(0) / STARTING_RETRIEVER).is_dir()
+        if is_there or not self.loop.lesson_averaging or self.loop.distillation_steps:
             return
         name = self.retriever_args.retriever_name_or_path
         if name == "new":
@@ -741,7 +742,7 @@ class AdversarialRun:
             raise UserError(
                 f"`dev_metric` is {self.loop.dev_metric}; this data has {', '.join(known)}"
             )
-        check_best_metric(
+        check_training(
             self.recipe["retriever"].build(output_dir="unused")[1],
             dev,
             self.dataset.has_ids,

@@ -86,6 +86,8 @@ def open_run(folder: Path, dataset_path: str | None = None) -> tuple[RunRecord, 
     words += ["--generator.per_device_train_batch_size=2", "--generator.num_generations=2"]
     words.append("--lesson_averaging=0")  # whose start need not be here
     recipe = parse_recipe(SECTIONS, "recipes/train_adversarial.py", words)
+    batches = dict.fromkeys(("generation_batch_size", "steps_per_generation"))
+    recipe = recipe.replaced({"generator": batches})
     dataset = read_tables(folder / "data")
     if dataset is None:
         dataset = load_dataset(recipe[""].build()[1])

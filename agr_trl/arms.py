@@ -52,6 +52,7 @@ STARTING_GENERATOR = "starting_generator"
 FREE_SETTINGS = (
     *("dataset_path", "seeds", "arms", "ablations", "primary_metric", "workers", "resamples"),
 )
+CHOOSING = "shuffled by fold"  # how `cross_fit` takes a fold's choosing queries
 VECTORS_FILE = "catalogue_vectors.npy"
 SHARED = ("index", "calibrated", "gold", "prompts")  # of the data, not of an arm's own settings
 # What an ablation may not change, since all arms of a fold have it from one place.
@@ -153,11 +154,16 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
             "training queries alone to write for; leave it at 0"
         )
     run = AdversarialRun(recipe, dataset)
-    _check_arms(recipe, dataset, comparison)
+    _check_arms(recipe, dataset, run_args.seed, comparison)
     with exclusive(folder):
-        begin_run_folder(recipe, folder, dataset, FREE_SETTINGS)
+        begin_run_folder(recipe, folder, dataset, FREE_SETTINGS, choosing=CHOOSING)
         _refuse_other_ablations(folder, comparison, jobs)
         missing = [job for job in jobs if _missing_arms(folder, comparison, *job)]
+        if missing and read_json(folder / "run.json").get("choosing") != CHOOSING:
+            raise UserError(
+                f"`{folder}` was begun by a version that chose with other queries of each fold; "
+                "end it with that version (see run.json), or give another --output_dir"
+            )
         logger.info("%d of %d folds are missing", len(missing), len(jobs))
         _embed_catalogue(run, folder)
         behind = dict.fromkeys(seed for seed, _ in missing)
@@ -172,10 +178,13 @@ def run_arms(recipe: Recipe) -> tuple[Path, list[int]]:
     return folder, seeds
 
 
-def _check_arms(recipe: Recipe, dataset: RelevanceDataset, comparison: ComparisonArguments) -> None:
+def _check_arms(
+    recipe: Recipe, dataset: RelevanceDataset, seed: int, comparison: ComparisonArguments
+) -> None:
     """Raise `UserError` for what an arm or ablation could not do, or not do fairly.
 
-    Building an arm's run, before any work, finds what else is wrong with its settings.
+    Building an arm's run, before any work, finds what else is wrong with its settings. Without ids
+    a fold has a catalogue of its own, so it is built for the folds of a seed.
     """
     for name, changes in comparison.ablation_changes.items():
         if shared := [setting for setting in changes if setting.startswith(SETTINGS_OF_ALL)]:
@@ -183,13 +192,19 @@ def _check_arms(recipe: Recipe, dataset: RelevanceDataset, comparison: Compariso
                 f"`ablations` changes `{shared[0]}` in `{name}`, which all arms share; "
                 "run another comparison with it"
             )
-    if recipe["retriever"].values["max_steps"] < 1:
-        raise UserError(
-            "`retriever.max_steps` is not set, and by epochs an arm with more pairs takes more "
-            "steps; set it"
-        )
+    catalogues = [dataset]
+    if not dataset.has_ids:
+        folds, share = comparison.folds, comparison.choosing_fraction
+        catalogues = [cross_fit(dataset, folds, fold, seed, share)[0] for fold in range(folds)]
     for arm in (*comparison.arms, *comparison.ablation_changes):
-        AdversarialRun(recipe.replaced(arm_changes(arm, recipe)), dataset)
+        changed = recipe.replaced(arm_changes(arm, recipe))
+        if changed["retriever"].values["max_steps"] < 1:
+            raise UserError(
+                f"`retriever.max_steps` of {arm} is not set, and by epochs an arm with more pairs "
+                "takes more steps; set it"
+            )
+        for catalogue in catalogues:
+            AdversarialRun(changed, catalogue)
 
 
 def _check_primary_metric(name: str, dataset: RelevanceDataset) -> None:

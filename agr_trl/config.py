@@ -25,6 +25,8 @@ from agr_trl.terminal import shows_progress
 
 LIBRARIES = ("transformers.", "trl.")  # whose dataclasses of settings are used as they are
 
+# What older versions wrote into config.yaml, section, setting and value, and never read.
+WITHOUT_EFFECT = (("generator", "generator_name_or_path", "t5-base"),)
 OF_THE_HUB = ("push_to_hub", "hub_")  # how settings begin that say what is published, and where
 
 # Of a job of several stages; a stage's own library would take them too.
@@ -739,9 +741,8 @@ class _RecipeParser(HfArgumentParser):
             self.error(f"`{left_over[0]}` belongs to no setting")
         values = vars(namespace)
         for name, value in values.items():
-            if isinstance(value, str) and value.startswith(
-                "~/"
-            ):  # some libraries do so, others not
+            # Trainer takes it for the home folder, and Path does not.
+            if isinstance(value, str) and value.startswith("~/"):
                 values[name] = os.path.expanduser(value)
         if values.get("resume_from_checkpoint"):
             self.error(
@@ -883,6 +884,9 @@ def parse_recipe(
         _print_help(parsers, recipe_file)
     config_file, arguments = _take_config(arguments, recipe_file)
     in_file = _values_by_section(_read_yaml(config_file), sections)
+    for section, name, value in WITHOUT_EFFECT:
+        if in_file.get(section, {}).get(name) == value:
+            del in_file[section][name]
     on_line = _words_by_section(arguments, sections)
     stages = {
         name: Stage(

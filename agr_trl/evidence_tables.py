@@ -8,7 +8,7 @@ from agr_trl.report_text import metric_name, number, signed
 
 
 def evidence_table(evidence: Mapping[str, Any]) -> str:
-    """Return the evidence as text: what was compared, two tables in Markdown, the alarms."""
+    """Return the evidence as text: what was compared, tables in Markdown, the alarms."""
     seeds, folds = len(evidence["seeds"]), evidence["folds"]
     head = (
         f"{evidence['dataset']}: {evidence['queries']} queries, {evidence['pairs']} judged pairs, "

@@ -293,11 +293,9 @@ def retriever_trainer(
 
     With `lora_rank` an adapter of the encoder and the whole head are trained, the rest is frozen.
     With `frozen_layers` the embeddings and that many of the lowest layers are. Raises `UserError`
-    for more layers than there are, for early stopping that would not go back to the best
-    checkpoint, and for label smoothing, which L_R does not know.
+    for more layers than there are, and for early stopping that would not go back to the best
+    checkpoint.
     """
-    if args.label_smoothing_factor:
-        raise UserError("`label_smoothing_factor` has no effect on the retriever; leave it out")
     patience = early_stopping_patience
     if patience and not args.load_best_model_at_end:
         raise UserError("`early_stopping_patience` needs `load_best_model_at_end: true`")
@@ -382,13 +380,16 @@ def dev_metrics(
     return compute
 
 
-def check_best_metric(
+def check_training(
     args: TrainingArguments, dev_pairs: pd.DataFrame, has_ids: bool, relevant_grade: int = 1
 ) -> None:
-    """Raise `UserError` for a `metric_for_best_model` that the dev pairs cannot give.
+    """Raise `UserError` for what `retriever_trainer` could not do, before anything is trained.
 
-    Trainer looks for it when it first saves a checkpoint.
+    For label smoothing, which L_R does not know, and for a `metric_for_best_model` that the dev
+    pairs cannot give: Trainer looks for it when it first saves a checkpoint.
     """
+    if args.label_smoothing_factor:
+        raise UserError("`label_smoothing_factor` has no effect on the retriever; leave it out")
     wanted = (args.metric_for_best_model or "loss").removeprefix("eval_")
     some = SimpleNamespace(predictions=np.zeros(len(dev_pairs)))
     known = ["loss", *dev_metrics(dev_pairs, has_ids, relevant_grade)(some)]

@@ -27,9 +27,11 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from filelock import FileLock, Timeout
 from torch import distributed
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from agr_trl.errors import UserError
+from agr_trl.files import read_json
 from agr_trl.report_text import visible
 from agr_trl.terminal import shows_progress, terminal_text
 
@@ -238,10 +240,24 @@ def last_checkpoint(folder: str | Path) -> str | None:
 
 
 def train(trainer: Trainer) -> None:
-    """Train, from the last checkpoint if there is one."""
+    """Train, from the last checkpoint if there is one; from one at the end nothing is left."""
     if trainer.args.bf16 and trainer.args.device.type == "cpu":
         warn_of_slow_bfloat16()
-    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
+    checkpoint = last_checkpoint(trainer.args.output_dir)
+    if checkpoint and _is_at_the_end(checkpoint) and not trainer.is_fsdp_enabled:
+        # Trainer would take one step more: it looks whether to stop behind each step alone.
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+        if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+            trainer._load_best_model()
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def _is_at_the_end(checkpoint: str) -> bool:
+    state = read_json(Path(checkpoint, TRAINER_STATE_NAME))
+    control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+    return bool(control.get("should_training_stop"))
 
 
 @cache

@@ -184,8 +184,8 @@ def check_prompts(args: RLOOConfig | GRPOConfig, count: int) -> None:
     asked = args.generation_batch_size // args.num_generations
     if count < asked:
         raise UserError(
-            f"a batch asks for {asked} prompts, and there are {count}; lower "
-            f"`per_device_train_batch_size` (now {args.per_device_train_batch_size}), or give more"
+            f"a batch of {args.generation_batch_size} queries asks for {asked} prompts, and there "
+            f"are {count}; lower `per_device_train_batch_size`, or give more prompts"
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from accelerate import PartialState
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from agr_trl.acceptance import AcceptanceFilter, vocabulary_of
@@ -52,8 +52,12 @@ FREE_SETTINGS: Collection[str] = (
     "kept_models",
     "dataset_path",
 )  # may differ when a run is resumed
-# Settings that older versions wrote down and never read.
-WITHOUT_EFFECT = ("generator.generator_name_or_path",)
+# Settings that older versions wrote down though they had no effect there, and that are refused now.
+# Whether a fraction had one the data's fingerprint says.
+REFUSED_NOW = (
+    *("generator_name_or_path", "dev_fraction", "test_fraction"),
+    *("label_smoothing_factor", "resume_from_checkpoint"),
+)
 
 
 def load_dataset(args: DataArguments, split: str | None = None) -> RelevanceDataset:
@@ -158,8 +162,7 @@ def generator_trainer(
     `UserError` where the settings name others.
     """
     is_adapter = isinstance(model, PeftModel)
-    if is_adapter:
-        own = model.peft_config["default"]
+    if is_adapter and isinstance(own := model.peft_config["default"], LoraConfig):
         for name, value in (("lora_rank", own.r), ("lora_alpha", own.lora_alpha)):
             if value != (wanted := getattr(lora, name)):
                 raise UserError(
@@ -205,11 +208,13 @@ def begin_run_folder(
     folder: Path,
     dataset: RelevanceDataset,
     free: Collection[str] = FREE_SETTINGS,
+    **more: Any,
 ) -> None:
     """Write config.yaml and run.json, or refuse to resume a run of other settings or data.
 
     run.json says what a run's numbers come from: the data, code, libraries and machine that it
-    began with. Others of the last three are warned of, since its last digits may then differ.
+    began with, and whatever `more` a job writes there. Others of the last three are warned of,
+    since its last digits may then differ.
     """
     settings = recipe.resolved()
     settings.pop("output_dir")
@@ -220,6 +225,7 @@ def begin_run_folder(
         "versions": versions(),
         "hardware": hardware(),
         "processes": PartialState().num_processes,
+        **more,
     }
     config_file, state_file = folder / "config.yaml", folder / "run.json"
     text = as_yaml(settings)
@@ -255,12 +261,11 @@ def refuse_other_settings(
     end a long run.
     """
     old = _flat(yaml.safe_load(config_file.read_text(encoding="utf-8")))
-    old = {
-        name: value
-        for name, value in old.items()
-        if name not in WITHOUT_EFFECT and not name.startswith(OF_THE_HUB)
-    }
     now, default = _flat(settings), _flat(defaults or {})
+    for name in old.keys() - now.keys():
+        setting = name.rpartition(".")[2]
+        if setting in REFUSED_NOW or setting.startswith(OF_THE_HUB):
+            del old[name]
     default_of_later = {name: value for name, value in default.items() if name in now}
     changed = _changes(default_of_later | old, now, free)
     if changed:

@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 
 from agr_trl.adversarial import AdversarialRun
 from agr_trl.config import Recipe, SweepArguments
+from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
 from agr_trl.files import read_json, write_json
 from agr_trl.runtime import exclusive, is_main_process, wait_for_everyone
@@ -55,10 +56,8 @@ def run_sweep(recipe: Recipe) -> list[dict[str, Any]]:
             if number is None:
                 break
             changed = _trial_recipe(loop, folder / f"trial_{number:03d}", params)
-            trial = AdversarialRun(changed, dataset, start.folder)
-            for name in SHARED:
-                setattr(trial, name, getattr(start, name))
-            value = _value(trial, args.objective)
+            trial = _trial(changed, dataset, start)
+            value = _value(trial, args.objective) if trial else None
             if study:
                 _tell(study, number, value)
         if study:
@@ -149,6 +148,20 @@ def _next_trial(
         return None, {}
     logger.info("trial %d of %d: %s", trial.number + 1, trials, trial.params)
     return trial.number, trial.params
+
+
+def _trial(
+    changed: Recipe, dataset: RelevanceDataset, start: AdversarialRun
+) -> AdversarialRun | None:
+    """Return a trial that goes on from the shared round 0; None where its settings cannot be."""
+    try:
+        trial = AdversarialRun(changed, dataset, start.folder)
+    except UserError as error:
+        logger.warning("the trial fails: %s", error)
+        return None
+    for name in SHARED:
+        setattr(trial, name, getattr(start, name))
+    return trial
 
 
 def _value(trial: AdversarialRun, objective: str) -> float | None:

@@ -43,7 +43,7 @@ from agr_trl.training_pairs import gold_pairs
 @dataclass
 class ScriptArguments(GeneratorArguments):
     retriever_name_or_path: str = field(
-        default="bert-large-uncased", metadata={"help": "The frozen retriever to attack"}
+        kw_only=True, metadata={"help": "The frozen retriever to attack"}
     )
     prompts: int = field(default=0, metadata={"help": "Products to train on (a sample); 0: all"})
 

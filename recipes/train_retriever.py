@@ -14,7 +14,7 @@ from agr_trl.evaluation import format_table, score_candidates
 from agr_trl.files import write_json
 from agr_trl.hub import publish_folder, take_hub_settings
 from agr_trl.pretraining import new_or_loaded_retriever
-from agr_trl.retriever import check_best_metric, dev_metrics, retriever_trainer
+from agr_trl.retriever import check_training, dev_metrics, retriever_trainer
 from agr_trl.runtime import is_main_process, run_recipe, start, train_and_evaluate
 from agr_trl.search import BM25Index
 from agr_trl.stages import begin_run_folder, load_dataset
@@ -33,7 +33,7 @@ def main() -> None:
     dataset = load_dataset(data_args)
     begin_run_folder(recipe, Path(args.output_dir), dataset)
     dev = dataset.pairs("dev")
-    check_best_metric(args, dev, dataset.has_ids, data_args.relevant_grade)
+    check_training(args, dev, dataset.has_ids, data_args.relevant_grade)
     index = BM25Index(dataset.documents)
     train = gold_pairs(dataset, index, retriever_args, scorer=None, seed=args.seed)
 

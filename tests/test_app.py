@@ -216,7 +216,8 @@ def test_a_run_of_a_gpu_opens_on_any_machine(tmp_path, finished):
         config[section] |= {"bf16": True, "tf32": True, "bf16_full_eval": True}
         config[section]["report_to"] = "clearml"  # not installed
     # Eight processes had whole groups.
-    config["generator"] |= {"per_device_train_batch_size": 1, "num_generations": 8}
+    sizes = {"per_device_train_batch_size": 1, "num_generations": 8, "generation_batch_size": 8}
+    config["generator"] |= sizes
     config["lesson_averaging"] = 0.5
     config["retriever"] |= {"retriever_name_or_path": "here/no/more"}
     (copy / "config.yaml").write_text(yaml.safe_dump(config))

@@ -349,6 +349,33 @@ def test_a_comparison_is_not_resumed_with_other_settings(finished, tmp_path):
         run_arms(comparison(config, folder, "--retriever.learning_rate", "0.5"))
 
 
+def test_a_comparison_that_chose_otherwise_is_ended_by_its_own_version(finished, tmp_path):
+    config, folder = finished
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    state = json.loads((copied / "run.json").read_text())
+    assert state.pop("choosing") == "shuffled by fold"
+    (copied / "run.json").write_text(json.dumps(state))
+    run_arms(comparison(config, copied))  # nothing is missing
+    with pytest.raises(UserError, match="was begun by a version that chose with other queries"):
+        run_arms(comparison(config, copied, "--seeds", "2"))
+
+
+def test_the_catalogues_of_folds_are_held_against_a_batch(tmp_path):
+    pairs, documents = tmp_path / "pairs", 24  # two of each query, so half of them in a fold
+    pairs.mkdir()
+    for split, numbers in (("train", range(8)), ("dev", range(8, 12))):
+        rows = [(f"query {n}", f"document {n} {label}", label) for n in numbers for label in (0, 1)]
+        table = pd.DataFrame(rows, columns=["query", "document", "label"])
+        table.to_csv(pairs / f"{split}.csv", index=False)
+    config = write_loop_config(tmp_path / "pairs.yaml", pairs, "pairs", dev_metric="pr_auc")
+    size = f"--generator.per_device_train_batch_size={2 * documents}"  # enough for all together
+    words = (size, "--generator.num_generations=2", f"--prompts_per_round={documents}")
+    build_run(config, tmp_path / "run", *words)
+    with pytest.raises(UserError, match=f"asks for {documents} prompts, and there are "):
+        run_arms(comparison(config, tmp_path / "run", *words, "--primary_metric=pr_auc"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_comparison_is_one_process(shop, tmp_path, monkeypatch):
     config = write_loop_config(tmp_path / "compare.yaml", shop)
     PartialState()
@@ -384,7 +411,8 @@ def test_unknown_arms_and_metrics_are_refused(shop, tmp_path):
             run_arms(comparison(config, tmp_path / "run", f"--ablations={ablations}"))
     for words, message in (
         (("--generator.reward_weights", "2", "1"), "reward"),
-        (("--retriever.max_steps", "-1"), "`retriever.max_steps` is not set"),
+        (("--retriever.max_steps", "-1"), "`retriever.max_steps` of supervised is not set"),
+        (('--ablations={"a": {"retriever.max_steps": -1}}',), "`retriever.max_steps` of a is not"),
         (("--lesson_averaging=0.5", "--retriever.new_retriever_steps=0"), "`new` does not"),
     ):
         with pytest.raises(UserError, match=message):

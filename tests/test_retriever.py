@@ -31,7 +31,7 @@ from agr_trl.loading import resolve_model_name
 from agr_trl.retriever import (
     Retriever,
     _even_batches,
-    check_best_metric,
+    check_training,
     dev_metrics,
     load_retriever,
     retriever_trainer,
@@ -375,16 +375,15 @@ def test_what_best_is_asks_for_is_looked_at_with_the_same_grade(tmp_path):
     args = TrainingArguments(
         **training_options(tmp_path, metric_for_best_model="ndcg@10", eval_strategy="no")
     )
-    check_best_metric(args, dev, True, relevant_grade=2)
+    check_training(args, dev, True, relevant_grade=2)
     with pytest.raises(UserError, match="is ndcg@10, which these dev pairs do not have"):
-        check_best_metric(args, dev, True, relevant_grade=3)
+        check_training(args, dev, True, relevant_grade=3)
 
 
 def test_label_smoothing_is_refused(tmp_path):
-    pairs = build_dataset().pairs("dev")
     args = TrainingArguments(**training_options(tmp_path, label_smoothing_factor=0.1))
     with pytest.raises(UserError, match="`label_smoothing_factor` has no effect"):
-        retriever_trainer(build_retriever(), args, pairs, pairs, lambda _: {})
+        check_training(args, build_dataset().pairs("dev"), True)
 
 
 def test_the_packaged_minilm_loads_by_name():

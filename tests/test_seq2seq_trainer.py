@@ -722,7 +722,7 @@ def test_sharding_by_the_launcher_is_refused(launcher, tmp_path, monkeypatch):
         ({"train_dataset": None}, "prompt"),
         (
             {"train_dataset": Dataset.from_dict({"prompt": ["a"]})},
-            "asks for 2 prompts, and there are 1; lower `per_device_train_batch_size` .now 8.",
+            "a batch of 8 queries asks for 2 prompts, and there are 1; lower `per_device",
         ),
         ({"train_dataset": Dataset.from_dict({"text": ["a"]})}, "prompt"),
         ({"train_dataset": Dataset.from_dict({"prompt": [[{"role": "user"}]]})}, "chat"),

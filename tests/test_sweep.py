@@ -95,6 +95,16 @@ def test_a_stopped_sweep_goes_on_with_the_same_trials(recipe_of, by_hand, monkey
     assert [*again[:2], *again[3:]] == tried and again[2] is None
 
 
+def test_a_trial_whose_settings_cannot_be_fails_and_the_others_go_on(recipe_of, by_hand):
+    space = {"generator.per_device_train_batch_size": [8, 4096]}  # more prompts than there are
+    space["generator.reward_weights"] = [[1, 1, 0]]
+    rows = sweep.run_sweep(recipe_of("a", space=space, trials=6))
+    sizes = {
+        row["settings"]["generator"]["per_device_train_batch_size"]: row["value"] for row in rows
+    }
+    assert sizes[4096] is None and sizes[8] is not None
+
+
 def test_only_failures_are_an_error(recipe_of, by_hand):
     space = {"generator.reward_weights": [[2, 1, 0]]}
     with pytest.raises(UserError, match="all 2 trials failed"):
