@@ -28,7 +28,6 @@ NOT_RUN = dict.fromkeys(
 FEWER_SEEDS = {
     "wands_pairs_ablations": 1,
     "wands_pairs_shorter_lesson": 2,
-    "wands_pairs_averaged_weights": 1,
     "icecat_two_seeds": 2,
     "icecat_ungated": 1,
     "icecat_longer_reading": 2,
