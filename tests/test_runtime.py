@@ -219,7 +219,9 @@ def test_a_model_that_is_there_or_has_another_name_passes(started, tmp_path):
 
 
 def test_a_missing_model_stops_with_the_command_to_run(started):
-    with pytest.raises(UserError, match=r"run `python recipes/train_retriever\.py --config FILE.yaml` first"):
+    with pytest.raises(
+        UserError, match=r"run `python recipes/train_retriever\.py --config FILE.yaml` first"
+    ):
         require_model("runs/wands/retriever", "train_retriever", is_demo=False)
     assert started == []
 
