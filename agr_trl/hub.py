@@ -5,7 +5,6 @@ branches of their own, `rounds/0` and so on. Each round that was kept has a tag,
 Everything is read from the local files and nothing is written to them.
 """
 
-import dataclasses
 import json
 import logging
 import shlex
@@ -88,10 +87,10 @@ def take_hub_settings(args: TrainingArguments | HubArguments) -> str | None:
     if not args.push_to_hub:
         return None
     if isinstance(args, TrainingArguments):
-        for field in dataclasses.fields(TrainingArguments):
-            if field.name in OF_TRAINERS_PUSHES and getattr(args, field.name) != field.default:
+        for name in OF_TRAINERS_PUSHES:
+            if getattr(args, name) != TrainingArguments.__dataclass_fields__[name].default:
                 raise UserError(
-                    f"`{field.name}` is of no use: a model is pushed once, to `main`, when its "
+                    f"`{name}` is of no use: a model is pushed once, to `main`, when its "
                     "training has ended; leave it out"
                 )
     repo_id: str | None = args.hub_model_id

@@ -18,6 +18,7 @@ from agr_trl.acceptance import AcceptanceFilter, vocabulary_of
 from agr_trl.bad_numbers import BadNumbersCallback
 from agr_trl.config import (
     OF_THE_HUB,
+    WITHOUT_EFFECT,
     DataArguments,
     LoraArguments,
     PromptArguments,
@@ -55,8 +56,8 @@ FREE_SETTINGS: Collection[str] = (
 # Settings that older versions wrote down though they had no effect there, and that are refused now.
 # Whether a fraction had one the data's fingerprint says.
 REFUSED_NOW = (
-    *("generator_name_or_path", "dev_fraction", "test_fraction"),
-    *("label_smoothing_factor", "resume_from_checkpoint"),
+    *(setting for _, setting, _ in WITHOUT_EFFECT),
+    *("dev_fraction", "test_fraction", "label_smoothing_factor", "resume_from_checkpoint"),
 )
 
 

@@ -86,12 +86,16 @@ def test_every_query_is_held_out_once_and_never_trained_on(write, tmp_path):
     assert sorted(scored) == sorted(zip(pooled["query_id"], pooled["product_id"], strict=True))
 
 
+def two_of_each(names):
+    """Return pairs of a query with a relevant document and another, which no other query has."""
+    rows = [(f"query {n}", f"document {n} {label}", label) for n in names for label in (0, 1)]
+    return pd.DataFrame(rows, columns=["query", "document", "label"])
+
+
 def test_without_ids_the_catalogue_is_the_training_documents(tmp_path):
     folder = tmp_path / "pairs"
     folder.mkdir()
-    rows = [(f"query {n}", f"document {n} {side}", side) for n in "abcdef" for side in (0, 1)]
-    table = pd.DataFrame(rows, columns=["query", "document", "label"])
-    table.to_csv(folder / "train.csv", index=False)
+    two_of_each("abcdef").to_csv(folder / "train.csv", index=False)
     dataset = load_relevance_dataset("pairs", folder)
     training, held_out = cross_fit(dataset, 3, 0, seed=0, choosing_fraction=0.25)
     assert not set(training.documents) & set(held_out.pairs("test")["document"])
@@ -101,9 +105,7 @@ def test_without_ids_the_catalogue_is_the_training_documents(tmp_path):
 def test_each_fold_chooses_with_queries_of_its_own(tmp_path):
     # Were they shuffled as the folds are, most folds would choose with the queries of one of them,
     # and these would teach in none.
-    rows = [(f"query {n}", f"document {n} {label}", label) for n in range(20) for label in (0, 1)]
-    table = pd.DataFrame(rows, columns=["query", "document", "label"])
-    table.to_csv(tmp_path / "pairs.csv", index=False)
+    two_of_each(range(20)).to_csv(tmp_path / "pairs.csv", index=False)
     dataset = load_relevance_dataset("pairs", tmp_path / "pairs.csv", "train")
     inside = [cross_fit(dataset, 5, fold, 0, 0.25)[0].judgements for fold in range(5)]
     choosing = [frozenset(own[own["split"] == "dev"]["query_id"]) for own in inside]
@@ -364,9 +366,7 @@ def test_the_catalogues_of_folds_are_held_against_a_batch(tmp_path):
     pairs, documents = tmp_path / "pairs", 24  # two of each query, so half of them in a fold
     pairs.mkdir()
     for split, numbers in (("train", range(8)), ("dev", range(8, 12))):
-        rows = [(f"query {n}", f"document {n} {label}", label) for n in numbers for label in (0, 1)]
-        table = pd.DataFrame(rows, columns=["query", "document", "label"])
-        table.to_csv(pairs / f"{split}.csv", index=False)
+        two_of_each(numbers).to_csv(pairs / f"{split}.csv", index=False)
     config = write_loop_config(tmp_path / "pairs.yaml", pairs, "pairs", dev_metric="pr_auc")
     size = f"--generator.per_device_train_batch_size={2 * documents}"  # enough for all together
     words = (size, "--generator.num_generations=2", f"--prompts_per_round={documents}")
