@@ -99,8 +99,8 @@ class DataArguments:
     dev_fraction: float | None = field(
         default=None,
         metadata={
-            "help": "Share of queries for dev where the data has no splits, of train queries for "
-            "ESCI (default: .2)"
+            "help": "Share of queries for dev where the data has no splits (default: .2); of train "
+            "queries where it has train and no dev (default: 0, for ESCI .2)"
         },
     )
     test_fraction: float | None = field(

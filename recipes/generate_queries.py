@@ -46,11 +46,12 @@ def main() -> None:
     folder = Path(run_args.output_dir)
     weights = weights_fingerprint(args.generator_name_or_path)
     settings = recipe.resolved() | {"data_fingerprint": fingerprint, "weights": weights}
-    for name in ("output_dir", "streaming", "num_shards", "shard_index"):
+    for name in ("output_dir", "num_shards", "shard_index"):
         del settings[name]
     settings_file = folder / "_settings.yaml"  # pandas reads no file whose name begins so
-    if settings_file.is_file():
-        refuse_other_settings(settings_file, settings, defaults={"weights": weights})
+    if settings_file.is_file():  # of an older version, it lacks these two
+        later = {"weights": weights, "streaming": args.streaming}
+        refuse_other_settings(settings_file, settings, defaults=later)
     wait_for_everyone()
     if is_main_process():
         write_text(settings_file, as_yaml(settings))

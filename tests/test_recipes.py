@@ -233,6 +233,8 @@ def test_generate_queries_from_a_stream_and_in_shards(stages, tmp_path, monkeypa
     assert len(list((tmp_path / "shards").glob("*.parquet"))) == 4  # ten products in threes
     whole, sharded = (pd.read_parquet(tmp_path / name) for name in ("whole", "shards"))
     pd.testing.assert_frame_equal(whole, sharded)
+    with pytest.raises(UserError, match="streaming: False -> True"):
+        run_main("generate_queries", *words, "--streaming", f"--output_dir={tmp_path / 'whole'}")
     with pytest.raises(UserError, match="`shard_index` is 2; it must be from 0 to 1"):
         run_main("generate_queries", *shards, "--shard_index=2")
     with (shop / "corpus.jsonl").open("a") as corpus:

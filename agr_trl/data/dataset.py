@@ -68,9 +68,8 @@ class RelevanceDataset:
         """
         rows = self.judgements[self.judgements["split"] == split]
         if rows.empty:
-            found = [name for name in SPLITS if (self.judgements["split"] == name).any()]
             raise UserError(
-                f"split {split!r} has no judgements; this data set has {', '.join(found)}"
+                f"split {split!r} has no judgements; {_what_is_there(self.judgements, split)}"
             )
         texts = self.queries.set_index("query_id")["query"]
         # As objects many pairs hold one document's text, which "str" would copy for each.
@@ -125,9 +124,10 @@ def load_relevance_dataset(
     With `split` only that split's judgements are kept; one file of pairs is the split that is
     asked for. A source without splits (WANDS, the demo, one file of pairs and no `split`) is split
     by query, fixed by `split_seed`, with a fifth of the queries for dev and for test each unless
-    the fractions say otherwise (the demo has its own); a source with splits takes no fractions.
-    ESCI states train and test, and its dev queries are taken from train in the same way; of its
-    locales and versions "us" and "small" are read unless told otherwise. Without a path WANDS is
+    the fractions say otherwise (the demo has its own). A source with splits takes none, but where
+    it has train and no dev `dev_fraction` takes the dev queries from train in the same way; for
+    ESCI, which is so, that is a fifth unless told otherwise, and of its locales and versions "us"
+    and "small" are read. Without a path WANDS is
     downloaded and the demo generated, once, into $XDG_CACHE_HOME/agr_trl. Raises `UserError` for
     all wrong input.
     """
@@ -155,12 +155,13 @@ def load_relevance_dataset(
     dev = dev if dev_fraction is None else dev_fraction
     test = test if test_fraction is None else test_fraction
     if "split" in judgements:
-        if is_given and dataset_format != "esci":
+        lacks_dev = {"train", "dev"} & set(judgements["split"]) == {"train"}
+        if test_fraction is not None or (dev_fraction is not None and not lacks_dev):
             raise UserError(
                 f"{path} has splits of its own; leave dev_fraction and test_fraction out"
             )
         _check_no_leak(source)
-        if dataset_format == "esci":
+        if lacks_dev and (dev_fraction is not None or dataset_format == "esci"):
             is_train = judgements["split"] == "train"
             split_of_query = _split_judged(source, judgements[is_train], dev, 0, split_seed)
             dev_or_train = judgements["query_id"].map(split_of_query)
@@ -264,8 +265,7 @@ def _finish(
     if split is not None:
         chosen = judgements["split"] == split
         if not chosen.any():
-            found = [name for name in SPLITS if (judgements["split"] == name).any()]
-            raise UserError(f"there is no split {split!r}; this data set has {', '.join(found)}")
+            raise UserError(f"there is no split {split!r}; {_what_is_there(judgements, split)}")
         judgements = judgements[chosen]
     products = source.products
     if "description" not in products:
@@ -278,6 +278,14 @@ def _finish(
         has_ids=source.has_ids,
         max_grade=source.max_grade,
     )
+
+
+def _what_is_there(judgements: pd.DataFrame, split: str) -> str:
+    """Return the rest of the message for a split that is not there: what is, and what to do."""
+    found = [name for name in SPLITS if (judgements["split"] == name).any()]
+    if split == "dev" and "train" in found:
+        return f"this data set has {', '.join(found)}; `--dev_fraction 0.2` takes dev from train"
+    return f"this data set has {', '.join(found)}"
 
 
 def _sha256(*tables: pd.DataFrame) -> str:

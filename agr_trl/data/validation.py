@@ -250,11 +250,12 @@ def _problems(facts: Facts) -> list[str]:
 
 
 def _problems_of_splits(splits: Mapping[str, Facts], has_ids: bool) -> list[str]:
-    found = [
-        f"there is no {split} split; {use}"
-        for split, use in (("train", "nothing to learn from"), ("dev", "nothing to choose by"))
-        if split not in splits
-    ]
+    found = []
+    if "train" not in splits:
+        found.append("there is no train split; nothing to learn from")
+    if "dev" not in splits:
+        remedy = "; `--dev_fraction 0.2` takes it from train" if "train" in splits else ""
+        found.append(f"there is no dev split; nothing to choose by{remedy}")
     for split, numbers in splits.items():
         usable = numbers["queries"] - numbers["queries_without_relevant"]
         if numbers["relevant"] in (0, numbers["judgements"]):

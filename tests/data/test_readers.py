@@ -342,6 +342,31 @@ def test_pairs_folder_with_two_files_or_none(pairs, tmp_path):
     _fails("holds none of train.csv, dev.csv, test.csv", "pairs", empty)
 
 
+def test_dev_is_taken_from_train_where_a_source_has_none(tmp_path):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    words = ["lamp", "sofa", "desk", "rug", "bed"]
+    train = "".join(f"{word},a {word},1\n{word},a chair,0\n" for word in words)
+    (folder / "train.csv").write_text(f"query,document,label\n{train}")
+    (folder / "test.csv").write_text("query,document,label\nchair,a chair,1\n")
+    dataset = load_relevance_dataset("pairs", folder)
+    with pytest.raises(UserError, match=r"has train, test; `--dev_fraction 0\.2` takes dev"):
+        dataset.pairs("dev")
+    _fails("leave dev_fraction", "pairs", folder, dev_fraction=0.4, test_fraction=0.2)
+
+    split = load_relevance_dataset("pairs", folder, dev_fraction=0.4)
+    queries = {name: set(split.pairs(name)["query"]) for name in ("train", "dev", "test")}
+    assert len(queries["dev"]) == 2
+    assert len(split.pairs("dev")) == 4
+    assert queries["train"] | queries["dev"] == set(words)
+    assert not queries["train"] & queries["dev"]
+    assert queries["test"] == {"chair"}
+    only = load_relevance_dataset("pairs", folder, split="dev", dev_fraction=0.4)
+    assert set(only.pairs("dev")["query"]) == queries["dev"]
+    other = load_relevance_dataset("pairs", folder, dev_fraction=0.4, split_seed=1)
+    assert set(other.pairs("dev")["query"]) != queries["dev"]
+
+
 def test_wrong_arguments_are_named(tmp_path):
     _fails("'csv'; it must be one of wands, esci, beir, pairs, demo", "csv", tmp_path)
     _fails("'valid'; it must be one of train, dev, test", "pairs", tmp_path, split="valid")

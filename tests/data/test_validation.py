@@ -132,6 +132,9 @@ def test_a_missing_split_is_a_problem():
     problems = describe_dataset(dataset(only_test))["problems"]
     assert "there is no train split; nothing to learn from" in problems
     assert "there is no dev split; nothing to choose by" in problems
+    only_train = [(*row[:3], "train") for row in JUDGEMENTS]
+    (problem,) = [p for p in describe_dataset(dataset(only_train))["problems"] if "dev" in p]
+    assert problem.endswith("nothing to choose by; `--dev_fraction 0.2` takes it from train")
 
 
 def test_examples_are_what_the_models_read():
