@@ -40,7 +40,13 @@ from agr_trl.data.splits import fold_queries, split_queries
 from agr_trl.errors import UserError
 from agr_trl.evaluation import score_candidates
 from agr_trl.files import read_json, write_json
-from agr_trl.relevance import LSA, EmbeddingScorer, LsaScorer, load_relevance_scorer
+from agr_trl.relevance import (
+    LSA,
+    EmbeddingScorer,
+    LsaScorer,
+    SpellingScorer,
+    load_relevance_scorer,
+)
 from agr_trl.runtime import exclusive, start
 from agr_trl.search import BM25Index, Scorer
 from agr_trl.stages import begin_run_folder, load_dataset, remove_checkpoints
@@ -431,22 +437,14 @@ class FoldRun:
         return score_candidates(scorer, self.held_out, "test", self.index).pairs
 
     @cached_property
-    def _lsa(self) -> LsaScorer:
-        return LsaScorer(self.held_out.documents)
+    def _second_judge(self) -> LsaScorer | SpellingScorer:
+        """What neither trains nor filters anything, as S does and BM25 in the round trip."""
+        is_s = self.recipe["reward"].values["relevance_model"] == LSA
+        return (SpellingScorer if is_s else LsaScorer)(self.held_out.documents)
 
     def _judge_again(self, queries: pd.DataFrame) -> pd.DataFrame:
-        """Add the score of a second judge, which neither trains nor filters anything.
-
-        It is LSA of the catalogue, or, where that is S, BM25's score over the best of the query.
-        """
         texts, documents = queries["query"].tolist(), queries["document"].tolist()
-        if self.recipe["reward"].values["relevance_model"] != LSA:
-            return queries.assign(second_judge=self._lsa.score(texts, documents))
-        position = {text: place for place, text in enumerate(self.held_out.documents)}
-        own = self.index.score(texts, np.array([position[document] for document in documents]))
-        best = self.index.top(texts, 1)[1][:, 0]
-        share = np.divide(own, best, out=np.zeros_like(own), where=best > 0)
-        return queries.assign(second_judge=share)
+        return queries.assign(second_judge=self._second_judge.score(texts, documents))
 
     def _write_result(
         self,

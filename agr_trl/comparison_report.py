@@ -75,8 +75,8 @@ WORDS = {
     "its repetitions, at the 5 % level before Holm. Smaller ones may be there unseen.",
     "won, lost, even": "Queries that adversarial ranks better, worse and as well, by their mean "
     "over the seeds.",
-    "second judge": "Another scorer of relevance, 0 to 1, that was never used in training. If S "
-    "rises and it falls, the generator has learned to please S.",
+    "second judge": "Another scorer of relevance, 0 to 1, that neither trains nor filters "
+    "anything. If S rises and it falls, the generator has learned to please S.",
     "copied": "Share of the accepted queries that are an unbroken run of their product's words.",
     "distinct words, pairs": "Different words over all words of the accepted queries, and the same "
     "of pairs of neighbouring words.",

@@ -161,6 +161,25 @@ class LsaScorer(EmbeddingScorer):
         return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-9)
 
 
+class SpellingScorer:
+    """Cosine of the TF-IDF of three letters in a row, in [0, 1]: whether a query is spelled out.
+
+    Knows no meaning, only that "bookcases" and "bookcase" are much alike. For judging again what S
+    and the rules of acceptance have judged, since neither asks for it.
+    """
+
+    def __init__(self, catalogue: Sequence[str]) -> None:
+        self._tfidf = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 3), sublinear_tf=True)
+        self._tfidf.fit(list(dict.fromkeys(catalogue)))
+
+    def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        """Return the cosine of aligned pairs, (N,) float64."""
+        if not queries:
+            return np.zeros(0)
+        left, right = (self._tfidf.transform(list(texts)) for texts in (queries, documents))
+        return np.asarray(left.multiply(right).sum(axis=1)).ravel()
+
+
 def load_relevance_scorer(name_or_path: str, catalogue: Sequence[str]) -> EmbeddingScorer:
     """Return the scorer S: `lsa`, or a sentence-transformers model by name or folder."""
     if name_or_path == LSA:

@@ -317,9 +317,10 @@ def test_the_second_judge_is_never_s(finished):
     fold = FoldRun(comparison(config, folder), 0, 0)
     document = "red oak chair"
     queries = pd.DataFrame({"query": [document, "zzz"], "document": document})
-    # S is LSA: BM25 judges, by its best for the query. No document shares a word with "zzz".
-    assert fold._judge_again(queries)["second_judge"].tolist() == [1, 0]
+    # S is LSA and BM25 may be asked in the round trip: letters judge. "zzz" shares none.
+    assert fold._judge_again(queries)["second_judge"].tolist() == pytest.approx([1, 0])
     # Another S: LSA judges, which gives a text that it does not know the cosine 0.
+    fold = FoldRun(comparison(config, folder), 0, 0)
     fold.recipe = fold.recipe.replaced({"reward": {"relevance_model": "another"}})
     assert fold._judge_again(queries)["second_judge"].tolist() == pytest.approx([1, 0.5])
 

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 from toy_shop import DOCUMENTS, WordOverlap
 
 from agr_trl.errors import UserError
-from agr_trl.relevance import EmbeddingScorer, Teacher, load_relevance_scorer
+from agr_trl.relevance import EmbeddingScorer, SpellingScorer, Teacher, load_relevance_scorer
 
 
 class Compass(EmbeddingScorer):
@@ -85,6 +85,17 @@ def test_lsa_of_tiny_catalogues(catalogue):
 def test_lsa_of_fewer_than_two_words_is_a_user_error(catalogue):
     with pytest.raises(UserError, match="two words or more"):
         load_relevance_scorer("lsa", catalogue)
+
+
+def test_spelling_by_hand():
+    scorer = SpellingScorer(["ab", "abc"])
+    documents = ["ab", "abc", "xyz"]
+    scores = scorer.score(["ab"] * 3, documents)
+    # " ab" is in both texts of the catalogue, "ab " in one: idf 1 and ln(3 / 2) + 1.
+    rare = np.log(3 / 2) + 1
+    shared = 1 / np.sqrt(1 + rare**2) / np.sqrt(1 + 2 * rare**2)
+    assert scores == pytest.approx([1, shared, 0])
+    assert scorer.score([], []).shape == (0,)
 
 
 def test_a_missing_model_is_named(monkeypatch, tmp_path):
