@@ -62,6 +62,7 @@ from agr_trl.query_files import read_queries, write_query_files
 from agr_trl.relevance import EmbeddingScorer, Teacher, load_relevance_scorer
 from agr_trl.retriever import (
     Retriever,
+    check_architecture,
     check_training,
     dev_metrics,
     is_classifier,
@@ -200,7 +201,7 @@ class AdversarialRun:
 
     def _stage_seed(self, number: int) -> int:
         """Return the seed of a round's first stage; the others count on from it."""
-        return self.seed * 1_000 + number * 10
+        return (self.seed * 1_000 + number * 10) % 2**32
 
     def _run_round(self, number: int, folder: Path) -> None:
         stage_seed = self._stage_seed(number)
@@ -706,12 +707,9 @@ class AdversarialRun:
 
     def _check_models(self) -> None:
         """Find what a later stage loads before the first is trained; `relevance` stays loaded."""
-        for name in (
-            self.retriever_args.retriever_name_or_path,
-            self.warm_up_args.generator_name_or_path,
-        ):
-            if name != "new":
-                load_config(resolve_model_name(name))
+        check_architecture(self.retriever_args)
+        if (name := self.warm_up_args.generator_name_or_path) != "new":
+            load_config(resolve_model_name(name))
         logger.info("S is %s", type(self.relevance).__name__)
         _ = self.calibrated  # or says what the judged pairs lack
 
@@ -747,6 +745,7 @@ class AdversarialRun:
             dev,
             self.dataset.has_ids,
             self.data_args.relevant_grade,
+            self.retriever_args.early_stopping_patience,
         )
         if self.loop.teacher == "ensemble" and relevant.nunique() < 2:
             raise UserError(

@@ -23,6 +23,7 @@ from transformers import HfArgumentParser
 from agr_trl.errors import UserError
 from agr_trl.terminal import shows_progress
 
+MAX_SEED = 2**31 - 1  # jobs count on from it, and NumPy takes none from 2**32 on
 LIBRARIES = ("transformers.", "trl.")  # whose dataclasses of settings are used as they are
 
 # What older versions wrote into config.yaml, section, setting and value, and never read.
@@ -245,6 +246,9 @@ class LoraArguments:
         default="all-linear",
         metadata={"help": "Modules with an adapter: all-linear, or names with commas"},
     )
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, lora_rank=(0, inf), lora_alpha=(1, inf))
 
 
 @dataclass
@@ -895,6 +899,10 @@ def parse_recipe(
         for name, parser in parsers.items()
     }
     flat = stages[""].values
+    if "output_dir" in flat and not flat["output_dir"]:
+        raise UserError("`output_dir` is not set; name the folder to write to")
+    if not 0 <= flat.get("seed", 0) <= MAX_SEED:
+        raise UserError(f"`seed` is {flat['seed']}; it must be from 0 to {MAX_SEED}")
     if output_dir := flat.get("output_dir"):
         _check_output(Path(output_dir), "output_dir")
     if (index_dir := flat.get("index_dir")) and not Path(index_dir).is_dir():
@@ -955,8 +963,10 @@ def _read_yaml(config_file: Path) -> dict[str, Any]:
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_NESTING:
                 raise ValueError(f"it is nested more than {MAX_NESTING} times")
-        if _count_values(yaml.compose(text, yaml.SafeLoader), {}) > MAX_VALUES:
+        document = yaml.compose(text, yaml.SafeLoader)
+        if _count_values(document, {}) > MAX_VALUES:
             raise ValueError(f"it stands for more than {MAX_VALUES:,} values")
+        _refuse_repeated_keys(document, set())
         values = yaml.safe_load(text)
         json.dumps(values, default=str)  # a number may have more digits than Python writes
     except YAML_ERRORS as error:
@@ -985,6 +995,22 @@ def _count_values(node: yaml.Node | None, counts: dict[int, int]) -> int:
     elif not counts[id(node)]:
         raise ValueError("a value holds an alias of itself")
     return counts[id(node)]
+
+
+def _refuse_repeated_keys(node: yaml.Node | None, seen: set[int]) -> None:
+    """Raise `ValueError` for a key that stands twice, of which YAML drops the first."""
+    if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+        return
+    seen.add(id(node))
+    lines: dict[str, int] = {}
+    for entry in node.value:
+        key, value = entry if isinstance(node, yaml.MappingNode) else (None, entry)
+        _refuse_repeated_keys(value, seen)
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ValueError(f"`{key.value}` stands in line {lines[key.value]} and {line}")
+            lines[key.value] = line
 
 
 def as_yaml(values: dict[str, Any]) -> str:

@@ -47,7 +47,7 @@ from agr_trl.loading import (
     resolve_model_name,
 )
 from agr_trl.losses import trainer_relevance_loss
-from agr_trl.small_models import build_small_bert
+from agr_trl.small_models import build_small_bert, number_of_heads
 from agr_trl.terminal import progress
 
 logger = logging.getLogger(__name__)
@@ -297,8 +297,7 @@ def retriever_trainer(
     checkpoint.
     """
     patience = early_stopping_patience
-    if patience and not args.load_best_model_at_end:
-        raise UserError("`early_stopping_patience` needs `load_best_model_at_end: true`")
+    _check_early_stopping(args, patience)
     if lora_rank:
         retriever.model = get_peft_model(retriever.model, _lora(retriever.model, lora_rank))
     if frozen_layers:
@@ -380,14 +379,48 @@ def dev_metrics(
     return compute
 
 
+def check_architecture(settings: RetrieverArguments) -> None:
+    """Raise `UserError` where the model that the settings name is too small for what they ask.
+
+    Reads its configuration alone, so that a job of several stages can ask before the first one.
+    """
+    name = settings.retriever_name_or_path
+    if name == "new":
+        number_of_heads(settings.new_retriever_width)
+        layers, positions = settings.new_retriever_layers, settings.max_pair_tokens
+    else:
+        config = load_config(resolve_model_name(name)).to_dict()
+        layers = config.get("num_hidden_layers") or settings.frozen_layers
+        positions = config.get("max_position_embeddings") or settings.max_pair_tokens
+    if settings.frozen_layers > layers:
+        raise UserError(
+            f"`frozen_layers` is {settings.frozen_layers}; the retriever has {layers} layers"
+        )
+    if settings.max_pair_tokens > positions:
+        raise UserError(
+            f"`max_pair_tokens` is {settings.max_pair_tokens}; `{name}` reads at most {positions}"
+        )
+
+
+def _check_early_stopping(args: TrainingArguments, patience: int) -> None:
+    if patience and not args.load_best_model_at_end:
+        raise UserError("`early_stopping_patience` needs `load_best_model_at_end: true`")
+
+
 def check_training(
-    args: TrainingArguments, dev_pairs: pd.DataFrame, has_ids: bool, relevant_grade: int = 1
+    args: TrainingArguments,
+    dev_pairs: pd.DataFrame,
+    has_ids: bool,
+    relevant_grade: int = 1,
+    early_stopping_patience: int = 0,
 ) -> None:
     """Raise `UserError` for what `retriever_trainer` could not do, before anything is trained.
 
-    For label smoothing, which L_R does not know, and for a `metric_for_best_model` that the dev
-    pairs cannot give: Trainer looks for it when it first saves a checkpoint.
+    For label smoothing, which L_R does not know, early stopping that would not go back to the best
+    checkpoint, and a `metric_for_best_model` that the dev pairs cannot give: Trainer looks for it
+    when it first saves a checkpoint.
     """
+    _check_early_stopping(args, early_stopping_patience)
     if args.label_smoothing_factor:
         raise UserError("`label_smoothing_factor` has no effect on the retriever; leave it out")
     wanted = (args.metric_for_best_model or "loss").removeprefix("eval_")

@@ -43,8 +43,8 @@ LONGEST_WAIT = timedelta(hours=3)  # for what the main process alone does, such 
 def run_recipe(main: Callable[[], None]) -> None:
     """Run a recipe's `main`; a `UserError` becomes one line on stderr and exit status 2.
 
-    So does a full disk. An interrupt exits with 130, the shell's code for SIGINT. Both say that a
-    rerun resumes.
+    So does a full disk, and a file without permission. An interrupt exits with 130, the shell's
+    code for SIGINT. It and a full disk say that a rerun resumes.
     """
     try:
         main()
@@ -55,6 +55,13 @@ def run_recipe(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command continues from the last finished step\n")
         raise SystemExit(130) from None
+    except PermissionError as error:
+        place = terminal_text(str(error.filename or error))
+        sys.stderr.write(
+            f"error: `{place}` may not be read or written; change its permissions, or name another "
+            "place\n"
+        )
+        raise SystemExit(2) from None
     except Exception as error:
         if not _is_full_disk(error):
             raise
@@ -344,7 +351,9 @@ def require_model(folder: str, recipe: str, is_demo: bool) -> None:
 
 
 def _holds_model(folder: str) -> bool:
-    return any((Path(folder) / name).is_file() for name in ("config.json", "adapter_config.json"))
+    names = ("config.json", "adapter_config.json")  # written before the weights
+    has_config = any((Path(folder) / name).is_file() for name in names)
+    return has_config and any(Path(folder).glob("*.safetensors"))
 
 
 def _environment_without_launcher() -> dict[str, str]:

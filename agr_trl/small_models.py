@@ -90,7 +90,7 @@ def build_small_bert(
         vocab_size=len(tokenizer),
         hidden_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=_number_of_heads(width),
+        num_attention_heads=number_of_heads(width),
         intermediate_size=4 * width,
         max_position_embeddings=max(max_tokens, 64),
         hidden_dropout_prob=0.0,
@@ -191,7 +191,7 @@ def build_small_t5(
         d_kv=32,
         d_ff=2 * width,
         num_layers=layers,
-        num_heads=_number_of_heads(width),
+        num_heads=number_of_heads(width),
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
         pad_token_id=fast.pad_token_id,
@@ -219,7 +219,8 @@ def _begin_by_copying(model: T5ForConditionalGeneration) -> None:
         attention.o.weight *= COPY_FACTOR
 
 
-def _number_of_heads(width: int) -> int:
+def number_of_heads(width: int) -> int:
+    """Return the attention heads of a new model; raises `UserError` for a width that has none."""
     if width % 32 and width > 32:
         raise UserError(f"the width of a new model is {width}; it must be a multiple of 32")
     return max(1, width // 32)

@@ -170,16 +170,19 @@ def generator_trainer(
                     f"the generator is an adapter with `{name}` {value}, not {wanted}; set it to "
                     f"{value}, or begin from a whole model"
                 )
-    trainer = Seq2SeqRLOOTrainer(
-        model=model,
-        reward_funcs=rewards,
-        args=args,
-        train_dataset=datasets.Dataset.from_pandas(prompts, preserve_index=False),
-        processing_class=tokenizer,
-        callbacks=[BadNumbersCallback()],
-        peft_config=None if is_adapter else generator_lora(lora),
-        max_prompt_tokens=settings.max_prompt_tokens,
-    )
+    try:
+        trainer = Seq2SeqRLOOTrainer(
+            model=model,
+            reward_funcs=rewards,
+            args=args,
+            train_dataset=datasets.Dataset.from_pandas(prompts, preserve_index=False),
+            processing_class=tokenizer,
+            callbacks=[BadNumbersCallback()],
+            peft_config=None if is_adapter else generator_lora(lora),
+            max_prompt_tokens=settings.max_prompt_tokens,
+        )
+    except ValueError as error:  # such as PEFT's for `lora_modules` that the model does not have
+        raise UserError(str(error)) from error
     if args.log_completions:
         trainer.add_callback(QueriesToTensorBoard(trainer))
     return trainer
@@ -213,7 +216,8 @@ def begin_run_folder(
 ) -> None:
     """Write config.yaml and run.json, or refuse to resume a run of other settings or data.
 
-    run.json says what a run's numbers come from: the data, code, libraries and machine that it
+    A folder that holds nothing else is begun anew: its settings were found to be wrong. run.json
+    says what a run's numbers come from: the data, code, libraries and machine that it
     began with, and whatever `more` a job writes there. Others of the last three are warned of,
     since its last digits may then differ.
     """
@@ -230,8 +234,8 @@ def begin_run_folder(
     }
     config_file, state_file = folder / "config.yaml", folder / "run.json"
     text = as_yaml(settings)
-    is_same = False
-    if config_file.is_file() and state_file.is_file():
+    is_same, holds_work = False, _holds_work(folder)
+    if holds_work and config_file.is_file() and state_file.is_file():
         refuse_other_settings(config_file, settings, free, recipe.defaults())
         before = read_json(state_file)
         if before["data_fingerprint"] != state["data_fingerprint"]:
@@ -245,9 +249,14 @@ def begin_run_folder(
     wait_for_everyone()
     if is_main_process() and not is_same:
         write_text(config_file, text)
-        if not state_file.is_file():
+        if not (holds_work and state_file.is_file()):
             write_json(state_file, state)
     wait_for_everyone()
+
+
+def _holds_work(folder: Path) -> bool:
+    own = ("config.yaml", "run.json", ".lock")
+    return folder.is_dir() and any(path.name not in own for path in folder.iterdir())
 
 
 def refuse_other_settings(
@@ -259,7 +268,7 @@ def refuse_other_settings(
     """Raise `UserError` when a run folder was made with other settings, the `free` ones apart.
 
     A setting that its version did not have yet counts as the default, so that an upgrade does not
-    end a long run.
+    end a long run; so does one that is not given any more.
     """
     old = _flat(yaml.safe_load(config_file.read_text(encoding="utf-8")))
     now, default = _flat(settings), _flat(defaults or {})
@@ -268,7 +277,8 @@ def refuse_other_settings(
         if setting in REFUSED_NOW or setting.startswith(OF_THE_HUB):
             del old[name]
     default_of_later = {name: value for name, value in default.items() if name in now}
-    changed = _changes(default_of_later | old, now, free)
+    default_of_dropped = {name: default[name] for name in old.keys() & default.keys()}
+    changed = _changes(default_of_later | old, default_of_dropped | now, free)
     if changed:
         shown = changed[:5] + ([f"and {len(changed) - 5} more"] if len(changed) > 5 else [])
         raise UserError(

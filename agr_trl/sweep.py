@@ -142,7 +142,7 @@ def _next_trial(
         trial = stopped[0]
     elif len(study.trials) < trials:
         # Seeded for each trial, so that a sweep that was stopped tries what it would have tried.
-        study.sampler = optuna.samplers.TPESampler(seed=seed * 1_000 + len(study.trials))
+        study.sampler = optuna.samplers.TPESampler(seed=(seed * 1_000 + len(study.trials)) % 2**32)
         trial = study.ask(space)
     else:
         return None, {}

@@ -15,6 +15,7 @@ from agr_trl.config import (
     DataArguments,
     GeneratorArguments,
     LoraArguments,
+    Recipe,
     RetrieverArguments,
     RewardArguments,
     SamplingArguments,
@@ -24,7 +25,14 @@ from agr_trl.generator import load_generator, sample_queries
 from agr_trl.hub import publish_folder, take_hub_settings
 from agr_trl.relevance import load_relevance_scorer
 from agr_trl.retriever import trained_retriever
-from agr_trl.runtime import is_main_process, require_model, run_recipe, start, train
+from agr_trl.runtime import (
+    exclusive,
+    is_main_process,
+    require_model,
+    run_recipe,
+    start,
+    train,
+)
 from agr_trl.search import BM25Index
 from agr_trl.stages import (
     acceptance_filter,
@@ -56,6 +64,11 @@ def main() -> None:
     start(recipe[""].values["seed"])
     require_model(recipe[""].values["retriever_name_or_path"], "train_retriever", recipe.is_demo)
     require_model(recipe[""].values["generator_name_or_path"], "warm_up_generator", recipe.is_demo)
+    with exclusive(Path(recipe[""].values["output_dir"])):
+        attack(recipe)
+
+
+def attack(recipe: Recipe) -> None:
     data_args, script_args, lora_args, reward_args, args = recipe[""].build()
     hub_token = take_hub_settings(args)
 

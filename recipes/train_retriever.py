@@ -9,13 +9,13 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from agr_trl.bad_numbers import refuse_constant_scores
-from agr_trl.config import DataArguments, RetrieverArguments, parse_recipe
+from agr_trl.config import DataArguments, Recipe, RetrieverArguments, parse_recipe
 from agr_trl.evaluation import format_table, score_candidates
 from agr_trl.files import write_json
 from agr_trl.hub import publish_folder, take_hub_settings
 from agr_trl.pretraining import new_or_loaded_retriever
 from agr_trl.retriever import check_training, dev_metrics, retriever_trainer
-from agr_trl.runtime import is_main_process, run_recipe, start, train_and_evaluate
+from agr_trl.runtime import exclusive, is_main_process, run_recipe, start, train_and_evaluate
 from agr_trl.search import BM25Index
 from agr_trl.stages import begin_run_folder, load_dataset
 from agr_trl.training_pairs import gold_pairs
@@ -26,6 +26,11 @@ SECTIONS = {"": (DataArguments, RetrieverArguments, TrainingArguments)}
 def main() -> None:
     recipe = parse_recipe(SECTIONS, __file__)
     start(recipe[""].values["seed"])
+    with exclusive(Path(recipe[""].values["output_dir"])):
+        train(recipe)
+
+
+def train(recipe: Recipe) -> None:
     data_args, retriever_args, args = recipe[""].build()
     hub_token = take_hub_settings(args)
 
@@ -33,16 +38,18 @@ def main() -> None:
     dataset = load_dataset(data_args)
     begin_run_folder(recipe, Path(args.output_dir), dataset)
     dev = dataset.pairs("dev")
-    check_training(args, dev, dataset.has_ids, data_args.relevant_grade)
+    check_training(
+        args, dev, dataset.has_ids, data_args.relevant_grade, retriever_args.early_stopping_patience
+    )
     index = BM25Index(dataset.documents)
-    train = gold_pairs(dataset, index, retriever_args, scorer=None, seed=args.seed)
+    pairs = gold_pairs(dataset, index, retriever_args, scorer=None, seed=args.seed)
 
     # 2. Model and trainer
     retriever = new_or_loaded_retriever(retriever_args, dataset, args.seed)
     trainer = retriever_trainer(
         retriever,
         args,
-        train,
+        pairs,
         dev,
         dev_metrics(dev, dataset.has_ids, data_args.relevant_grade),
         lora_rank=retriever_args.retriever_lora_rank,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import Seq2SeqTrainingArguments
 
-from agr_trl.config import DataArguments, WarmUpArguments, parse_recipe
+from agr_trl.config import DataArguments, Recipe, WarmUpArguments, parse_recipe
 from agr_trl.files import write_json
 from agr_trl.generator import (
     judged_query_pairs,
@@ -17,7 +17,7 @@ from agr_trl.generator import (
     warm_up_trainer,
 )
 from agr_trl.hub import publish_folder, take_hub_settings
-from agr_trl.runtime import is_main_process, run_recipe, start, train_and_evaluate
+from agr_trl.runtime import exclusive, is_main_process, run_recipe, start, train_and_evaluate
 from agr_trl.stages import begin_run_folder, load_dataset
 
 SECTIONS = {"": (DataArguments, WarmUpArguments, Seq2SeqTrainingArguments)}
@@ -26,18 +26,23 @@ SECTIONS = {"": (DataArguments, WarmUpArguments, Seq2SeqTrainingArguments)}
 def main() -> None:
     recipe = parse_recipe(SECTIONS, __file__)
     start(recipe[""].values["seed"])
+    with exclusive(Path(recipe[""].values["output_dir"])):
+        train(recipe)
+
+
+def train(recipe: Recipe) -> None:
     data_args, warm_up_args, args = recipe[""].build()
     hub_token = take_hub_settings(args)
 
     # 1. Data: judged queries of relevant products, and pseudo-queries from the catalogue's titles
     dataset = load_dataset(data_args)
     begin_run_folder(recipe, Path(args.output_dir), dataset)
-    train = warm_up_pairs(dataset, warm_up_args, args.seed)
+    pairs = warm_up_pairs(dataset, warm_up_args, args.seed)
     dev = judged_query_pairs(dataset, "dev")
 
     # 2. Model and trainer
     model, tokenizer = new_or_loaded_generator(warm_up_args, dataset)
-    trainer = warm_up_trainer(model, tokenizer, args, warm_up_args, train, dev)
+    trainer = warm_up_trainer(model, tokenizer, args, warm_up_args, pairs, dev)
 
     # 3. Before, training, after
     before, after = train_and_evaluate(trainer)

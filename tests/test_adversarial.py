@@ -643,11 +643,31 @@ def test_wrong_dev_metric_is_refused_before_any_model_loads(tmp_path, monkeypatc
         ("--generator.top_p=0.9", "`top_p` is 0.9, but completions are scored without it"),
         ("--generator.reward_weights=1", "there are 3 rewards to weigh"),
         ("--retriever.metric_for_best_model=recall", "is recall, which these dev pairs do not"),
+        ("--generator.lora_rank=-1", "`lora_rank` is -1; it must be at least 0"),
     ],
 )
 def test_a_later_stages_settings_are_refused_at_once(config, tmp_path, word, message):
     with pytest.raises(UserError, match=message):
         build_run(config, tmp_path / "run", word)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--retriever.frozen_layers=9", "`frozen_layers` is 9; the retriever has"),
+        ("--retriever.new_retriever_width=33", "is 33; it must be a multiple of 32"),
+    ],
+)
+def test_what_the_retriever_lacks_is_told_before_the_warm_up(config, tmp_path, word, message):
+    with pytest.raises(UserError, match=message):
+        build_run(config, tmp_path / "run", word).run()
+    assert not (tmp_path / "run" / "round_00").exists()
+
+
+def test_early_stopping_is_checked_with_the_settings(config, tmp_path):
+    words = ("--retriever.early_stopping_patience=2", "--retriever.load_best_model_at_end=false")
+    with pytest.raises(UserError, match="`early_stopping_patience` needs `load_best_model_at_end"):
+        build_run(config, tmp_path / "run", *words)
 
 
 def test_rankings_are_no_dev_metric_where_dev_has_nothing_relevant(shop, tmp_path):
@@ -762,10 +782,10 @@ def test_the_ensemble_needs_dev_pairs_of_both_kinds(shop, tmp_path):
 
 
 def test_pairs_run_with_full_fine_tuning_and_a_high_seed(tmp_path):
-    # 9 * 1000 * 1000003 is past NumPy's largest seed.
+    # A thousand times a date is past NumPy's largest seed.
     data = write_pairs(tmp_path / "pairs")
     config = write_loop_config(tmp_path / "run.yaml", data, "pairs", dev_metric="pr_auc")
-    words = ["--seed", "9", "--generator.lora_rank", "0", "--max_dev_drop", "1"]
+    words = ["--seed", "20261130", "--generator.lora_rank", "0", "--max_dev_drop", "1"]
     run_main("train_adversarial", "--config", config, "--output_dir", tmp_path / "run", *words)
     metrics = read(tmp_path / "run")
     assert metrics["best_round"] == 1

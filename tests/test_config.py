@@ -139,6 +139,11 @@ def test_a_dictionary_goes_to_the_library_that_reads_it(tmp_path):
         ("- a", [], "holds a list"),
         ("a: [", [], "is not valid YAML"),
         ("output_dir: &a [*a]", [], "a value holds an alias of itself"),
+        ("seed: 1\noutput_dir: out\nseed: 2", [], "`seed` stands in line 1 and 3"),
+        ("output_dir: out\nstage: {rate: 1}\nstage: {rate: 2}", [], "`stage` stands in line 2"),
+        ("output_dir: out\nstage:\n  rate: 1\n  rate: 2", [], "`rate` stands in line 3 and 4"),
+        ("output_dir: out\nseed: -1", [], "`seed` is -1; it must be from 0 to 2147483647"),
+        ("output_dir: out", ["--seed=2147483648"], "`seed` is 2147483648; it must be from 0"),
     ],
 )
 def test_wrong_settings_are_one_line(text, argv, message, tmp_path, capsys):
@@ -217,6 +222,11 @@ def test_where_a_job_cannot_write_is_told_at_once(tmp_path):
             parse(tmp_path, f"{setting}: {tmp_path / value}", sections={"": (FileArguments,)})
     text = f"output_file: {tmp_path}/new/x.json\nindex_dir: {tmp_path}/folder"
     parse(tmp_path, text, sections={"": (FileArguments,)})
+
+
+def test_a_stage_without_a_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="`output_dir` is not set; name the folder"):
+        parse(tmp_path, "max_steps: 1", sections={"": (DataArguments, TrainingArguments)})
 
 
 def test_hub_settings_are_in_no_record_of_a_stage(tmp_path):

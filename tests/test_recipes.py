@@ -35,6 +35,7 @@ from agr_trl import query_files, runtime
 from agr_trl.config import parse_recipe
 from agr_trl.errors import UserError
 from agr_trl.evaluation import RANKING_METRICS
+from agr_trl.stages import refuse_other_settings
 
 STAGE_SETTINGS = {
     "train_retriever": RETRIEVER | {"load_best_model_at_end": False},
@@ -137,6 +138,40 @@ def test_a_stage_is_not_resumed_with_other_settings(name, stages, shop):
     with pytest.raises(UserError, match=r"begun with other settings \(.*learning_rate.*another"):
         run_main(name, *words, "--learning_rate", "0.5")
     assert contents(stages / name) == before
+
+
+def test_a_setting_that_was_wrong_can_be_mended(shop, tmp_path):
+    words = ["--dataset_format=beir", f"--dataset_path={shop}", *tiny("train_retriever")]
+    words += [f"--output_dir={tmp_path / 'run'}", "--max_steps=1"]
+    with pytest.raises(UserError, match="`frozen_layers` is 9; the retriever has"):
+        run_main("train_retriever", *words, "--frozen_layers=9")
+    run_main("train_retriever", *words)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["frozen_layers"] == 0
+    with pytest.raises(UserError, match="frozen_layers: 0 -> 1"):  # now there is work to lose
+        run_main("train_retriever", *words, "--frozen_layers=1")
+
+
+def test_a_setting_at_its_default_may_be_left_out_later(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("seed: 3\nstage:\n  rate: 0.1\n")
+    defaults = {"seed": 0, "stage": {"rate": 0.1}}
+    refuse_other_settings(file, {"seed": 3}, defaults=defaults)
+    with pytest.raises(UserError, match=r"stage.rate: 0\.1 -> 0\.2"):
+        refuse_other_settings(file, {"seed": 3}, defaults=defaults | {"stage": {"rate": 0.2}})
+
+
+@pytest.mark.parametrize("name", ["train_retriever", "warm_up_generator", "train_generator"])
+def test_two_jobs_do_not_train_into_one_folder(name, stages, shop):
+    own = {
+        "train_generator": [
+            f"--retriever_name_or_path={stages / 'train_retriever' / 'retriever'}",
+            f"--generator_name_or_path={stages / 'warm_up_generator' / 'generator'}",
+        ]
+    }
+    words = ["--dataset_format=beir", f"--dataset_path={shop}", *tiny(name), *own.get(name, [])]
+    folder = stages / name
+    with runtime.exclusive(folder), pytest.raises(UserError, match="another job is at work in"):
+        run_main(name, *words, f"--output_dir={folder}")
 
 
 def test_warm_up_leaves_a_generator(stages):

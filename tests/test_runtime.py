@@ -96,8 +96,16 @@ def test_a_full_disk_is_one_line(error, capsys):
 
 
 def test_another_error_of_the_disk_is_no_full_one():
-    with pytest.raises(PermissionError):
-        run_recipe(fail(PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(OSError, match="Input/output error"):
+        run_recipe(fail(OSError(errno.EIO, "Input/output error")))
+
+
+def test_a_file_without_permission_is_one_line(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_recipe(fail(PermissionError(errno.EACCES, "Permission denied", "shop/corpus.jsonl")))
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: `shop/corpus.jsonl` may not be read or written; change its")
 
 
 def test_other_errors_keep_their_traceback_and_success_is_silent():
