@@ -93,9 +93,9 @@ def build_evidence(
     control, both values of each query, the largest gain first: of the primary metric where that is
     a ranking's, else average precision over the query's judged pairs, if it has both classes;
     effect size, wins and losses are over these. `hard_queries` has means and tests over those that
-    R of round 0 ranks worst; `beside_s` has the metrics of S and each arm's R together, and their
-    tests against S alone. `disagreement` says whom people side with where S and the attacked
-    retriever differ. An audit is the mean over seeds and folds; but for the counts it is of the
+    R of round 0 ranks worst in other seeds; `beside_s` has the metrics of S and each arm's R
+    together, and their tests against S alone. `disagreement` says whom people side with where S and
+    the attacked retriever differ. An audit is the mean over seeds and folds; but for the counts it is of the
     accepted queries, from which R's were taken. `ablations` (name -> what it changes) are rows
     like the arms and have a test each, which is no part of Holm's correction. None stands for what
     is not defined. Raises `UserError` for a folder that lacks a part and for a primary metric that
@@ -346,11 +346,18 @@ def _ranking_scores(rankings: Mapping[str, pd.DataFrame]) -> Scores:
 
     An arm without a blend weight has no blend.
     """
+    asked = {query for table in rankings.values() for query in table.index.unique("query_id")}
+    query_ids = pd.Index(sorted(asked))
     scores: Scores = {}
     for arm, table in rankings.items():
         for metric in table.columns[table.notna().all()]:
             scores.setdefault(metric, {})[arm] = [
-                Fold(int(seed), np.arange(len(own)), own.to_numpy(), np.ones(len(own)))
+                Fold(
+                    int(seed),
+                    query_ids.get_indexer(own.index.get_level_values("query_id")),
+                    own.to_numpy(),
+                    np.ones(len(own)),
+                )
                 for seed, own in table[metric].groupby(level="seed")
             ]
     return scores
@@ -472,23 +479,27 @@ def _on_hard_queries(
 ) -> dict[str, Any]:
     """Return each arm's mean over the third of queries that R of round 0 ranks worst, and tests.
 
-    All arms go on from that R, so those of one seed and fold share its mistakes. Worst is by its
-    mean over the seeds. Chosen so, every arm's mean is above that of `round_0` by regression to the
-    mean alone; the differences between arms are what tells whether hard queries were learned.
-    Empty where fewer than two queries have a value of their own.
+    Of each seed those that it ranks worst in the other seeds, by its mean over these. By the very R
+    that a seed's arms go on from, arms that move far from it would be ahead without being better:
+    some queries are worst by its chance alone, and what stays near R keeps its chance. Empty where
+    fewer than two queries have a value of their own, and for a single seed.
     """
-    values = _means_over_seeds(per_seed).sort_values("round_0", kind="stable")
-    if len(values) < 2:
+    start = per_seed["round_0"].unstack("seed")
+    if len(start) < 2 or start.shape[1] < 2:
         return {}
-    hard = values.head(max(2, round(HARD_SHARE * len(values))))
-    of_hard = {
-        arm: own.unstack()[hard.index].stack().to_frame("mean") for arm, own in per_seed.items()
+    count = max(2, round(HARD_SHARE * len(start)))
+    elsewhere = {own: start.drop(columns=own).mean(axis=1) for own in start}
+    worst = {
+        own: means.sort_values(kind="stable").index[:count] for own, means in elsewhere.items()
     }
+    hard = [(own, query) for own, queries in worst.items() for query in queries]
+    of_hard = {arm: own[hard] for arm, own in per_seed.items()}
+    scores = _ranking_scores({arm: own.to_frame("mean") for arm, own in of_hard.items()})
     return {
-        "queries": len(hard),
-        "of": len(values),
-        "arms": hard.mean().to_dict(),
-        "tests": _tests(_ranking_scores(of_hard), "mean", hard, controls, resamples, seed),
+        "queries": count,
+        "of": len(start),
+        "arms": {arm: float(own.mean()) for arm, own in of_hard.items()},
+        "tests": _tests(scores, "mean", _means_over_seeds(of_hard), controls, resamples, seed),
     }
 
 

@@ -17,6 +17,7 @@ from agr_trl.evidence import (
     Part,
     _beside_s,
     _disagreement,
+    _on_hard_queries,
     _pair_fold,
     _with_s,
     alarms,
@@ -251,6 +252,31 @@ def test_hard_queries_by_hand(on_pairs: dict[str, Any], on_rankings: dict[str, A
     second = 1 / math.log2(3)
     assert on_rankings["hard_queries"]["arms"]["round_0"] == pytest.approx((second + 1) / 2)
     assert on_rankings["hard_queries"]["arms"]["cosine"] == pytest.approx(second)
+
+
+def test_no_arm_is_ahead_on_hard_queries_by_moving_away_from_the_start() -> None:
+    # Equally good arms: one keeps all of R's chance, the other has its own.
+    rng = np.random.default_rng(0)
+    index = pd.MultiIndex.from_product([range(4), range(300)], names=["seed", "query_id"])
+    difficulty = np.tile(rng.normal(size=300), 4)
+
+    def luck() -> pd.Series:
+        return pd.Series(difficulty + rng.normal(size=len(index)), index=index)
+
+    start = luck()
+    per_seed = {"round_0": start, "adversarial": luck(), "supervised": start + 1e-3 * luck()}
+    controls = {"supervised": ("adversarial", "supervised")}
+    hard = _on_hard_queries(per_seed, controls, 200, 0)
+    assert hard["arms"]["round_0"] < -0.5  # they are hard
+    test = hard["tests"]["supervised"]
+    assert abs(test["difference"]) < test["detectable"] / 2
+    # Chosen by the R that supervised stays near, the adversary seems to be ahead by much more.
+    chosen = start[start < start.groupby("seed").transform("quantile", 1 / 3)].index
+    ahead = (per_seed["adversarial"] - per_seed["supervised"])[chosen].mean()
+    assert ahead > 2 * test["detectable"]
+    assert (
+        _on_hard_queries({arm: own.loc[[0]] for arm, own in per_seed.items()}, controls, 9, 0) == {}
+    )
 
 
 def test_ranking_metrics_by_hand(on_rankings: dict[str, Any]) -> None:
