@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -204,6 +205,12 @@ def _check_arms(
         catalogues = [cross_fit(dataset, folds, fold, seed, share)[0] for fold in range(folds)]
     for arm in (*comparison.arms, *comparison.ablation_changes):
         changed = recipe.replaced(arm_changes(arm, recipe))
+        loop = changed[""].values
+        if loop["query_source"] != "none" and not loop["synthetic_queries_per_round"]:
+            raise UserError(
+                f"`synthetic_queries_per_round` of {arm} is not set, and an arm of which more "
+                "queries are accepted would learn from more; set it"
+            )
         if changed["retriever"].values["max_steps"] < 1:
             raise UserError(
                 f"`retriever.max_steps` of {arm} is not set, and by epochs an arm with more pairs "
@@ -218,9 +225,16 @@ def _check_primary_metric(name: str, dataset: RelevanceDataset) -> None:
     if name != "pr_auc" and not dataset.has_ids:
         raise UserError(f"`primary_metric` is {name}, but pairs have no rankings; take pr_auc")
     judged = dataset.judgements[dataset.judgements["split"] != "test"]
+    remedy = ", or take rerank/ndcg@10" if dataset.has_ids else ""
     if name == "pr_auc" and (judged["label"] >= 0.5).nunique() < 2:
         raise UserError(
-            "`primary_metric` is pr_auc, but all judged pairs have one label; take judged/ndcg@10"
+            "`primary_metric` is pr_auc, but all judged pairs have one label; judge some of the "
+            f"other kind{remedy}"
+        )
+    if name == "judged/ndcg@10" and (judged.groupby("query_id")["grade"].nunique() < 2).all():
+        raise UserError(
+            "`primary_metric` is judged/ndcg@10, but no query has judgements of two grades, so "
+            f"that any order is as good; judge some products of another grade{remedy}"
         )
 
 
@@ -229,18 +243,31 @@ def _run_in_workers(
 ) -> None:
     """Run lessons and folds in processes of their own, each with its share of the cores.
 
-    A fold waits for the lesson of its seed alone.
+    A fold waits for the lesson of its seed alone. An interrupt ends all of them; what an error
+    leaves unfinished ends first. Raises `UserError` for a worker that the system has ended.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool:
-        lessons = {pool.submit(teach_start, recipe, seed): seed for seed in to_teach}
-        folds = {pool.submit(run_fold, recipe, *job): job for job in jobs if job[0] not in to_teach}
-        for lesson in _as_completed(pool, lessons):
-            ready = [job for job in jobs if job[0] == lessons[lesson]]
-            folds |= {pool.submit(run_fold, recipe, *job): job for job in ready}
-        for number, fold in enumerate(_as_completed(pool, folds), 1):
-            logger.info("seed %d fold %d is done, %d of %d", *folds[fold], number, len(jobs))
+        try:
+            lessons = {pool.submit(teach_start, recipe, seed): seed for seed in to_teach}
+            taught = [job for job in jobs if job[0] not in to_teach]
+            folds = {pool.submit(run_fold, recipe, *job): job for job in taught}
+            for lesson in _as_completed(pool, lessons):
+                ready = [job for job in jobs if job[0] == lessons[lesson]]
+                folds |= {pool.submit(run_fold, recipe, *job): job for job in ready}
+            for number, fold in enumerate(_as_completed(pool, folds), 1):
+                logger.info("seed %d fold %d is done, %d of %d", *folds[fold], number, len(jobs))
+        except BrokenProcessPool as error:
+            raise UserError(
+                "the system has ended a worker, perhaps for want of memory; give fewer "
+                "`--workers`, the same command continues"
+            ) from error
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
 
 
 def _as_completed(

@@ -11,6 +11,7 @@ from agr_trl.report_text import metric_name
 Point = tuple[float, float | None]  # a None breaks the line
 
 WIDTH, HEIGHT = 320, 190  # of the SVG's viewBox; the page scales it
+MANY_ROUNDS = 6  # from so many on only their numbers fit under an axis
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 20, 28  # margins for the labels
 REWARDS = {
     "rewards/retriever_loss/mean": "loss of R",
@@ -80,7 +81,8 @@ def round_charts(dev_metric: str, rounds: Sequence[Mapping[str, Any]]) -> list[C
     def line(name: str, key: str) -> Line:
         return Line(name, [(this["number"], this["queries"].get(key)) for this in rounds])
 
-    labels = {float(this["number"]): f"round {this['number']}" for this in rounds}
+    word = "" if len(rounds) > MANY_ROUNDS else "round "
+    labels = {float(this["number"]): f"{word}{this['number']}" for this in rounds}
     dev = Line("dev", [(this["number"], this["dev"].get(dev_metric)) for this in rounds])
     acceptance = [
         line("accepted", "acceptance_rate"),

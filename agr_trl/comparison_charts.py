@@ -12,6 +12,7 @@ from agr_trl.charts import (
     BOTTOM,
     HEIGHT,
     LEFT,
+    MANY_ROUNDS,
     RIGHT,
     TOP,
     WIDTH,
@@ -28,7 +29,6 @@ ROW_HEIGHT = 46  # of a forest: the texts of a row, its interval under them
 TEXT_Y, INTERVAL_Y = 15, 31  # within a row
 AXIS_HEIGHT = 26
 MARGIN_PERCENT = 2.0
-MANY_ROUNDS = 5  # beyond it only the numbers of the rounds fit under an axis
 MIN_GAPPED_WIDTH = 4.0  # narrower bars touch
 
 
@@ -185,7 +185,7 @@ def arm_charts(
     if subject not in curves or not values:
         return []
     last = max(x for points in curves.values() for x, _ in points)
-    word = "" if last > MANY_ROUNDS else "round "
+    word = "" if last >= MANY_ROUNDS else "round "
     labels = {float(x): f"{word}{x}" for x in range(int(last) + 1)}
     axis = (0.0, last)
     charts = []

@@ -7,6 +7,7 @@ from typing import Any
 from agr_trl import report_text
 from agr_trl.comparison_charts import Bars, Estimate, Forest, arm_charts, difference_bars, forest
 from agr_trl.errors import UserError
+from agr_trl.evidence import watched
 from agr_trl.files import read_json, write_text
 from agr_trl.report import (
     PAGE_COLUMNS,
@@ -59,9 +60,10 @@ AUDIT_COLUMNS = {
     "truly relevant": ("truly_relevant_share", report_text.percent),
 }
 WORDS = {
-    "arm": "A way to make synthetic queries; arms have the same judged data, number of rounds and "
-    "of synthetic pairs, filter, steps and tuning, and differ in nothing else, but that an attack "
-    "may choose its hardest queries (hardest_of).",
+    "arm": "A way to make synthetic queries; arms have the same judged data, number of rounds, "
+    "filter, steps and tuning, and learn from as many synthetic queries, where so many are "
+    "accepted. They differ in nothing else, but that an attack may choose its hardest queries "
+    "(hardest_of).",
     "fold, seed": "The judged queries are dealt into folds; each fold is scored by a model that "
     "was trained and chosen on the others, once for each seed.",
     "95 % interval": "Where the value lies in 95 % of the resamples of queries and seeds "
@@ -78,8 +80,8 @@ WORDS = {
     "second judge": "Another scorer of relevance, 0 to 1, that neither trains nor filters "
     "anything. If S rises and it falls, the generator has learned to please S.",
     "copied": "Share of the accepted queries that are an unbroken run of their product's words.",
-    "distinct words, pairs": "Different words over all words of the accepted queries, and the same "
-    "of pairs of neighbouring words.",
+    "distinct words, pairs": "Different words over all words of a hundred accepted queries of each "
+    "fold, and the same of pairs of neighbouring words.",
     "p written, accepted": "Mean probability of “relevant” that the attacked R gave to the "
     "accepted queries; the lower, the harder they are.",
 }
@@ -132,6 +134,7 @@ def comparison_content(folder: Path) -> dict[str, Any]:
         "verdicts": verdict_groups(evidence["tests"]),
         "verdict_words": VERDICTS,
         "strongest": strongest_control(evidence),
+        "is_watched": bool(watched(audits)),
         "sentences": sentences(evidence),
         "facts": _facts(evidence),
         "forests": _forests(evidence),

@@ -516,6 +516,7 @@ class LoopArguments(SamplingArguments):
             raise UserError("`hardest_of` needs `synthetic_queries_per_round`")
 
 
+PRIMARY_METRICS = ("pr_auc", "judged/ndcg@10", "rerank/ndcg@10")
 REFERENCES = ("bm25", "cosine", "round_0")  # rows that are no arm; round_0: R as all arms get it
 ARMS = (
     "supervised",
@@ -549,7 +550,10 @@ class ComparisonArguments:
     )
     primary_metric: str = field(
         default="pr_auc",
-        metadata={"help": "The metric that is tested: pr_auc, or judged/ndcg@10 with ids"},
+        metadata={
+            "help": "The metric that is tested: pr_auc, with ids also judged/ndcg@10, or where "
+            "hardly anything irrelevant is judged rerank/ndcg@10"
+        },
     )
     shared_warm_up_steps: int = field(
         default=0,
@@ -589,9 +593,10 @@ class ComparisonArguments:
                     f"`ablations` has `{name}: {changes}`; give a new name of letters, digits and "
                     "`_`, and `SECTION.SETTING: value` below it"
                 )
-        if self.primary_metric not in ("pr_auc", "judged/ndcg@10"):
+        if self.primary_metric not in PRIMARY_METRICS:
             raise UserError(
-                f"`primary_metric` is {self.primary_metric}; it must be pr_auc or judged/ndcg@10"
+                f"`primary_metric` is {self.primary_metric}; it must be one of "
+                f"{', '.join(PRIMARY_METRICS)}"
             )
 
     @property

@@ -56,6 +56,7 @@ EXAMPLES_PER_QUERY = 2
 HARD_SHARE = 1 / 3  # of the queries, those that R of round 0 ranks worst
 DISAGREEMENT = 1 / 3  # of ranks inside a fold, each in [0, 1]
 ALARM_CHANGE = 0.01  # in the mean of S or of the second judge, each in [0, 1]
+VARIETY_SAMPLE = 100  # queries a fold: the more there are, the fewer of their words are distinct
 SAME_LOG_ODDS = 0.01  # up to which two scores are one model's on one machine
 
 
@@ -95,11 +96,11 @@ def build_evidence(
     effect size, wins and losses are over these. `hard_queries` has means and tests over those that
     R of round 0 ranks worst in other seeds; `beside_s` has the metrics of S and each arm's R
     together, and their tests against S alone. `disagreement` says whom people side with where S and
-    the attacked retriever differ. An audit is the mean over seeds and folds; but for the counts it is of the
-    accepted queries, from which R's were taken. `ablations` (name -> what it changes) are rows
-    like the arms and have a test each, which is no part of Holm's correction. None stands for what
-    is not defined. Raises `UserError` for a folder that lacks a part and for a primary metric that
-    the data does not have.
+    the attacked retriever differ. An audit is the mean over seeds and folds; but for the counts it
+    is of the accepted queries, from which R's were taken. `ablations` (name -> what it changes) are
+    rows like the arms and have a test each, which is no part of Holm's correction. None stands for
+    what is not defined. Raises `UserError` for a folder that lacks a part and for a primary metric
+    that the data does not have.
     """
     changes = ablations or {}
     parts = _load(folder, (*arms, *changes), seeds, folds)
@@ -554,7 +555,8 @@ def _without_holm(test: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pairs_of_values(values: pd.DataFrame, control: str) -> list[dict[str, Any]]:
     """Return both values of each query, the largest gain over the control first."""
-    table = values[[TESTED, control]].set_axis(["adversarial", "control"], axis=1)
+    # Rounded as the tests round: sums of the same numbers in another order are no win.
+    table = values[[TESTED, control]].set_axis(["adversarial", "control"], axis=1).round(9)
     gains = (table["adversarial"] - table["control"]).to_numpy()
     order = np.argsort(-gains, kind="stable")
     records: list[dict[str, Any]] = table.iloc[order].reset_index(names="query").to_dict("records")
@@ -581,7 +583,10 @@ def _rounds(parts: Sequence[Part], metric: str) -> list[dict[str, Any]]:
 
 
 def _audit(parts: Sequence[Part]) -> dict[str, Any]:
-    """Return counts of what an arm wrote, and means over its accepted queries."""
+    """Return counts of what an arm wrote, and means over its accepted queries.
+
+    But for distinct-n, which is of VARIETY_SAMPLE of them in each fold: it falls with their number.
+    """
     frames = [part.queries for part in parts if part.queries is not None]
     written = pd.concat(frames, ignore_index=True)
     is_accepted = written["accepted"].astype(bool)
@@ -590,8 +595,13 @@ def _audit(parts: Sequence[Part]) -> dict[str, Any]:
     for frame in frames:
         accepted = frame[frame["accepted"].astype(bool)]
         if len(accepted):
-            texts = accepted["query"].tolist(), accepted["document"].tolist()
-            rows.append(query_statistics(*texts) | accepted[judged_by].mean().to_dict())
+            few = accepted.sample(min(VARIETY_SAMPLE, len(accepted)), random_state=0)
+            statistics, variety = (
+                query_statistics(own["query"].tolist(), own["document"].tolist())
+                for own in (accepted, few)
+            )
+            distinct = {name: variety[name] for name in ("distinct_1", "distinct_2")}
+            rows.append(statistics | distinct | accepted[judged_by].mean().to_dict())
     names = ["copy_rate", "distinct_1", "distinct_2", "query_words", *judged_by]
     audit: dict[str, Any] = {
         "written": len(written),
@@ -613,24 +623,26 @@ def _audit(parts: Sequence[Part]) -> dict[str, Any]:
     return audit
 
 
+def watched(audits: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return S of the start and of each arm that can raise an alarm, then the second judge's."""
+    start = audits.get(START, {})
+    numbers = {
+        arm: [own.get(name) for name in ("relevance", "second_judge") for own in (start, audit)]
+        for arm, audit in audits.items()
+        if arm not in (START, "random_crops")
+    }
+    known = {arm: [one for one in own if one is not None] for arm, own in numbers.items()}
+    return {arm: own for arm, own in known.items() if len(own) == len(numbers[arm])}
+
+
 def alarms(audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a sentence for each arm that pleases S better and a judge it never met less.
 
     Compared with the generator that it began from, so crops are not asked: S that rises while the
     second judge falls says that S is cheated, not that the queries got better.
     """
-    start = audits.get(START, {})
     sentences = []
-    for arm, audit in audits.items():
-        if arm == "random_crops":
-            continue
-        numbers = [
-            own.get(name) for name in ("relevance", "second_judge") for own in (start, audit)
-        ]
-        known = [value for value in numbers if value is not None]
-        if len(known) < len(numbers):
-            continue
-        s_before, s_after, judge_before, judge_after = known
+    for arm, (s_before, s_after, judge_before, judge_after) in watched(audits).items():
         if s_after - s_before > ALARM_CHANGE and judge_before - judge_after > ALARM_CHANGE:
             sentences.append(
                 f"{arm}: S of the accepted queries rises from {s_before:.3f} ({START}) to "

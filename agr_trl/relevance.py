@@ -177,7 +177,7 @@ class SpellingScorer:
         if not queries:
             return np.zeros(0)
         left, right = (self._tfidf.transform(list(texts)) for texts in (queries, documents))
-        return np.asarray(left.multiply(right).sum(axis=1)).ravel()
+        return np.asarray(left.multiply(right).sum(axis=1)).ravel().clip(0, 1)
 
 
 def load_relevance_scorer(name_or_path: str, catalogue: Sequence[str]) -> EmbeddingScorer:

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pandas as pd
@@ -14,11 +16,13 @@ import pytest
 from accelerate import PartialState
 from toy_runs import build_run, load_recipe, run_main, write_beir, write_loop_config, write_pairs
 
+from agr_trl import arms
 from agr_trl.adversarial import AdversarialRun
 from agr_trl.arms import (
     FoldRun,
     _as_completed,
     _missing_lessons,
+    _run_in_workers,
     arm_changes,
     cross_fit,
     fold_folder,
@@ -40,7 +44,7 @@ def shop(tmp_path_factory):
 def comparison(config, folder, *words):
     sections = load_recipe("compare_arms").SECTIONS
     arguments = ["--config", str(config), "--output_dir", str(folder), "--folds", "2"]
-    arguments += ["--seeds", "1", *words]
+    arguments += ["--seeds", "1", "--synthetic_queries_per_round", "50", *words]
     return parse_recipe(sections, "recipes/compare_arms.py", arguments)
 
 
@@ -53,7 +57,7 @@ def finished(shop):
         ablations={"uncertainty": {"reward.loss_reward": "uncertainty"}}, max_dev_drop=1,
     )  # fmt: skip
     folder = shop.parent / "compared"
-    words = ["--folds", "2", "--seeds", "1"]
+    words = ["--folds", "2", "--seeds", "1", "--synthetic_queries_per_round", "50"]
     run_main("compare_arms", "--config", config, "--output_dir", folder, *words)
     return config, folder
 
@@ -418,6 +422,11 @@ def test_unknown_arms_and_metrics_are_refused(shop, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             run_arms(comparison(config, tmp_path / "run", *words))
+    unlimited = comparison(
+        config, tmp_path / "run", "--arms", "supervised", "adversarial"
+    ).replaced({"": {"synthetic_queries_per_round": None}})
+    with pytest.raises(UserError, match="`synthetic_queries_per_round` of adversarial is not set"):
+        run_arms(unlimited)
     assert not (tmp_path / "run").exists()
 
 
@@ -432,8 +441,12 @@ def test_a_metric_that_the_judgements_cannot_give_is_refused_before_any_work(tmp
         lines = file.read_text().splitlines(keepends=True)
         file.write_text("".join(line for line in lines if not line.endswith("\t0\n")))
     config = write_loop_config(tmp_path / "relevant_only.yaml", shop)
-    with pytest.raises(UserError, match="is pr_auc, but all judged pairs have one label"):
+    with pytest.raises(UserError, match=r"one label; judge some of .* take rerank/ndcg@10"):
         run_arms(comparison(config, tmp_path / "run", "--primary_metric", "pr_auc"))
+    for file in (shop / "qrels").iterdir():
+        pd.read_csv(file, sep="\t").assign(score=1).to_csv(file, sep="\t", index=False)
+    with pytest.raises(UserError, match="no query has judgements of two grades"):
+        run_arms(comparison(config, tmp_path / "run", "--primary_metric", "judged/ndcg@10"))
     assert not (tmp_path / "run").exists()
 
 
@@ -514,6 +527,51 @@ def test_the_first_error_of_workers_ends_the_comparison():
             list(_as_completed(pool, futures))
         release.set()
     assert futures[2].cancelled() and futures[3].cancelled()  # the second may have begun
+
+
+def test_a_worker_that_the_system_ends_is_named(monkeypatch):
+    broken = BrokenProcessPool("a process was terminated abruptly")
+    monkeypatch.setattr(arms, "ProcessPoolExecutor", lambda *_: FailingPool(broken))
+    with pytest.raises(UserError, match="ended a worker, perhaps for want of memory; give fewer"):
+        _run_in_workers(None, [0], [(0, 0)], 2)
+
+
+class FailingPool(ThreadPoolExecutor):
+    """A pool of which every task ends with an error."""
+
+    def __init__(self, error):
+        super().__init__(1)
+        self.error = error
+
+    def submit(self, *_):
+        future = Future()
+        future.set_exception(self.error)
+        return future
+
+
+def test_an_interrupt_ends_workers_that_know_nothing_of_it(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import time\n"
+        "from pathlib import Path\n"
+        "from agr_trl import arms\n"
+        "def work(recipe, seed, fold):\n"
+        "    Path(__file__).with_name(f'begun_{fold}').touch()\n"
+        "    print(fold, flush=True)\n"
+        "    time.sleep(100)\n"
+        "if __name__ == '__main__':\n"
+        "    arms.run_fold = work\n"
+        "    arms._run_in_workers(None, [], [(0, fold) for fold in range(4)], 2)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as job:
+        assert {job.stdout.readline(), job.stdout.readline()} == {"0\n", "1\n"}
+        began = time.monotonic()
+        job.send_signal(signal.SIGINT)  # to the job alone, not to its group as a terminal does
+        assert "KeyboardInterrupt" in job.communicate()[1]
+        assert time.monotonic() - began < 50
+    assert sorted(path.name for path in tmp_path.glob("begun_*")) == ["begun_0", "begun_1"]
 
 
 def test_workers_end_with_a_killed_job(tmp_path):

@@ -246,6 +246,15 @@ def test_rounds_audits_alarms_and_examples(tmp_path: Path) -> None:
     assert "Smaller ones may be there unseen" in page.text
 
 
+def test_page_where_no_alarm_was_raised(tmp_path: Path) -> None:
+    evidence = make_evidence() | {"alarms": []}
+    page = page_of(write_comparison_report, make_folder(tmp_path / "run", evidence))
+    assert "No alarm was raised" in page.text
+    del evidence["audits"]["warm_up_generator"]
+    page = page_of(write_comparison_report, make_folder(tmp_path / "alone", evidence))
+    assert "No alarm was raised" not in page.text
+
+
 def test_page_without_alarms_examples_config_and_half_of_the_audits(tmp_path: Path) -> None:
     evidence = make_evidence() | {"alarms": [], "examples": []}
     for audit in evidence["audits"].values():
@@ -256,7 +265,7 @@ def test_page_without_alarms_examples_config_and_half_of_the_audits(tmp_path: Pa
     folder = make_folder(tmp_path / "run", evidence)
     (folder / "config.yaml").unlink()
     page = page_of(write_comparison_report, folder)
-    assert "No alarm was raised" in page.text and "Alarm:" not in page.text
+    assert "No alarm was raised" not in page.text and "Alarm:" not in page.text  # nobody looked
     assert "There is no held-out pair" in page.text
     assert "compare_arms.py" not in page.text and "smallest difference that" not in page.text
     assert page.row("Arm")[-1] == "S"

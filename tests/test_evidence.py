@@ -15,10 +15,12 @@ from agr_trl.config import ARMS, REFERENCES
 from agr_trl.errors import UserError
 from agr_trl.evidence import (
     Part,
+    _audit,
     _beside_s,
     _disagreement,
     _on_hard_queries,
     _pair_fold,
+    _pairs_of_values,
     _with_s,
     alarms,
     build_evidence,
@@ -277,6 +279,27 @@ def test_no_arm_is_ahead_on_hard_queries_by_moving_away_from_the_start() -> None
     assert (
         _on_hard_queries({arm: own.loc[[0]] for arm, own in per_seed.items()}, controls, 9, 0) == {}
     )
+
+
+def test_variety_does_not_fall_with_the_number_of_queries() -> None:
+    words = [f"a{number} b{number % 50}" for number in range(400)]
+
+    def audit(count: int) -> dict[str, Any]:
+        queries = pd.concat([written("adversarial", 0)[:1]] * count, ignore_index=True)
+        result = {"rounds": []}
+        return _audit([Part(0, pd.DataFrame(), result, queries.assign(query=words[:count]))])
+
+    # Of a hundred queries all first words differ, and of the fifty others most come up.
+    few, many = audit(100), audit(400)
+    assert few["distinct_1"] == 150 / 200
+    assert many["distinct_1"] > 0.7  # 450 of 800 words in all of them
+    assert (many["accepted"], many["mean_words"]) == (400, 2)
+
+
+def test_noise_is_no_win() -> None:
+    values = pd.DataFrame({"adversarial": [0.1 + 0.2, 0.5], "crops": [0.3, 0.25]})
+    rows = _pairs_of_values(values, "crops")
+    assert [row["adversarial"] - row["control"] for row in rows] == [0.25, 0]
 
 
 def test_ranking_metrics_by_hand(on_rankings: dict[str, Any]) -> None:
