@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
+from torch import OutOfMemoryError
 
 from agr_trl.adversarial import AdversarialRun
 from agr_trl.config import Recipe, SweepArguments
@@ -33,9 +34,9 @@ SHARED = ("relevance", "index", "prompts", "gold", "calibrated")  # of the data,
 def run_sweep(recipe: Recipe) -> list[dict[str, Any]]:
     """Run or resume the trials; return them as sweep.json holds them, best first.
 
-    A trial that ends in a `UserError`, such as one of which no query was accepted, counts as failed
-    and the sweep goes on. Raises `UserError` for a space that names no setting of the attack, and
-    where all trials fail.
+    A trial that ends in a ValueError, such as one of which no query was accepted, or asks for more
+    memory than a GPU has, counts as failed and the sweep goes on. Raises `UserError` for a space
+    that names no setting of the attack, and where all trials fail.
     """
     if find_spec("optuna") is None:
         raise UserError("a sweep needs Optuna; run `pip install optuna`")
@@ -171,7 +172,7 @@ def _value(trial: AdversarialRun, objective: str) -> float | None:
             trial.run_rounds(1)
             return float(trial.round_metrics(1)["dev"][trial.loop.dev_metric])
         log = read_json(trial.attack())
-    except UserError as error:
+    except (ValueError, OutOfMemoryError) as error:  # a `UserError` is a ValueError
         logger.warning("the trial fails: %s", error)
         return None
     values = [entry[objective] for entry in log if objective in entry]

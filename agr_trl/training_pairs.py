@@ -79,7 +79,7 @@ def synthetic_pairs(
     teacher's probability; a hard query that is hardly relevant then teaches little, and a
     "negative" may be any BM25 candidate, since its label says how relevant it is (GPL, arXiv
     2112.07577, labels by a teacher for the same reasons). Without soft labels hard negatives keep
-    the `margin` in S, `relevance`.
+    the `margin` in S, `relevance`. A pair that people have judged in train is not labelled again.
     """
     queries = queries.reset_index(drop=True)
     own = _texts(dataset.documents, queries["product_index"])
@@ -117,7 +117,13 @@ def synthetic_pairs(
             "source": "synthetic_" + mined["kind"],
         }
     )
-    return pd.concat([positives, negatives], ignore_index=True)[COLUMNS]
+    both = pd.concat([positives, negatives], ignore_index=True)[COLUMNS]
+    judged = _keys(both).isin(_keys(dataset.pairs("train")))
+    return both[~judged].reset_index(drop=True)
+
+
+def _keys(pairs: pd.DataFrame) -> pd.MultiIndex:
+    return pd.MultiIndex.from_arrays([pairs["query"].str.lower(), pairs["document"]])
 
 
 def synthetic_labels(

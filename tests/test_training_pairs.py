@@ -95,7 +95,7 @@ def test_hard_negatives_keep_the_margin_in_s_unless_a_teacher_labels_them():
     def judge(queries, documents):  # the other chair is as relevant as the query's own
         return np.array([0.1 if document == DOCUMENTS[0] else 0.2 for document in documents])
 
-    queries = pd.DataFrame({"query": ["wooden chair"], "product_index": [0]})
+    queries = pd.DataFrame({"query": ["one wooden chair"], "product_index": [0]})
     scorer = SimpleNamespace(score=judge)
     teacher = SimpleNamespace(probability=judge)
     sources = {}
@@ -106,6 +106,19 @@ def test_hard_negatives_keep_the_margin_in_s_unless_a_teacher_labels_them():
         )
         sources[is_soft] = frame["source"].tolist()
     assert sources == {False: ["synthetic"], True: ["synthetic", "synthetic_hard"]}
+
+
+@pytest.mark.parametrize("is_soft", [False, True])
+def test_what_people_judged_is_not_labelled_again(is_soft):
+    scorer = SimpleNamespace(score=lambda queries, documents: np.zeros(len(queries)))
+    teacher = SimpleNamespace(probability=lambda queries, documents: np.full(len(queries), 0.5))
+    args = LoopArguments(soft_labels=is_soft, synthetic_hard_negatives=2)
+    # Of the train query "wooden chair" people judged products 0 and 1 relevant, and 3 not.
+    queries = pd.DataFrame({"query": ["Wooden chair", "wooden chair"], "product_index": [3, 4]})
+    frame = synthetic_pairs(queries, build_dataset(), INDEX, args, 0.0, scorer, teacher, seed=0)
+    assert frame.loc[frame["source"] == "synthetic", "document"].tolist() == [DOCUMENTS[4]]
+    assert not set(frame["document"]) & {DOCUMENTS[0], DOCUMENTS[1], DOCUMENTS[3]}
+    assert len(frame) > 1
 
 
 def test_hard_negatives_of_judged_pairs_keep_the_margin_in_s():

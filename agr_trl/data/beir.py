@@ -1,5 +1,6 @@
 """Read a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,19 +19,24 @@ from agr_trl.data.tables import (
 )
 from agr_trl.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 CORPUS_FIELDS = {"product_id": "_id", "title": "title", "description": "text"}
 
 
 def read_beir(folder: Path) -> SourceTables:
     """Read corpus, queries and every split that lies in qrels/.
 
-    Grades are whole numbers from 0 to `MAX_GRADE`. Raises `UserError` for anything that is missing
-    or malformed, a repeated id, and a judgement of an unknown query or product.
+    Grades are whole numbers from 0 to `MAX_GRADE`. Products without any text, which published sets
+    have, are left out with their judgements. Raises `UserError` for anything that is missing or
+    malformed, a repeated id, and a judgement of an unknown query or product.
     Layout: Thakur et al. 2021, BEIR, https://github.com/beir-cellar/beir.
     """
-    products = _read_texts(folder / "corpus.jsonl", CORPUS_FIELDS)
+    corpus = folder / "corpus.jsonl"
+    products = _read_texts(corpus, CORPUS_FIELDS)
     blank = (products["title"] == "") & (products["description"] == "")
-    reject(folder / "corpus.jsonl", products, blank, "title", "a product needs a title or a text")
+    if blank.all():
+        raise UserError(f"{corpus}: no product has a title or a text; give them one")
     queries = _read_texts(folder / "queries.jsonl", {"query_id": "_id", "query": "text"})
     reject_blank(folder / "queries.jsonl", queries, "query")
     paths = [folder / "qrels" / f"{split}.tsv" for split in SPLITS]
@@ -44,7 +50,19 @@ def read_beir(folder: Path) -> SourceTables:
         ],
         ignore_index=True,
     )
-    return SourceTables(products, queries, judgements, max_grade=int(judgements["grade"].max()))
+    of_blank = judgements["product_id"].isin(products.loc[blank, "product_id"])
+    if blank.any():
+        logger.warning(
+            "%s: %d products without any text are left out, with %d judgements",
+            corpus,
+            blank.sum(),
+            of_blank.sum(),
+        )
+    judgements = judgements[~of_blank].reset_index(drop=True)
+    if judgements.empty:
+        raise UserError(f"{corpus}: no judged product has a title or a text; give them one")
+    max_grade = int(judgements["grade"].max())
+    return SourceTables(products[~blank], queries, judgements, max_grade=max_grade)
 
 
 def _read_texts(path: Path, fields: dict[str, str]) -> pd.DataFrame:

@@ -21,7 +21,8 @@ def stream_prompts(dataset_format: str, path: str | None) -> "datasets.IterableD
     """Return rows of product_id, document and prompt, those of `RelevanceDataset.prompts()`.
 
     Reads a BEIR folder's corpus.jsonl, or the documents of pairs in Parquet or JSON Lines; queries
-    and judgements are not looked at. Repeated ids of a BEIR catalogue are not noticed. Raises
+    and judgements are not looked at. Repeated ids of a BEIR catalogue are not noticed, and products
+    without any text left out. Raises
     `UserError` for another format and, when it is read, for a row that is no product.
     """
     if dataset_format not in STREAMED:
@@ -66,9 +67,10 @@ def _row(product_id: str, title: str, description: str = "") -> dict[str, str]:
 def _beir_products(files: list[tuple[Path, ...]]) -> Iterator[dict[str, str]]:
     ((corpus,),) = files
     for line, (product_id, title, description) in read_text_rows(corpus, CORPUS_FIELDS):
-        if not product_id or not title + description:
-            raise UserError(f"{corpus}, line {line}: a product needs an _id, and a title or a text")
-        yield _row(product_id, title, description)
+        if not product_id:
+            raise UserError(f"{corpus}, line {line}: a product needs an _id")
+        if title + description:  # as `read_beir` does
+            yield _row(product_id, title, description)
 
 
 def _pairs_products(files: list[tuple[Path, ...]]) -> Iterator[dict[str, str]]:
