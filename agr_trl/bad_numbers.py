@@ -13,6 +13,7 @@ from agr_trl.search import Scorer
 
 logger = logging.getLogger(__name__)
 
+FP16_PATIENCE = 100  # steps: its scale of 65,536 is halved at each overflow, so some 16 are normal
 NO_GRADIENT = (
     "all queries of every product earn the same, so there is no gradient; raise `num_generations` "
     "or `temperature`, or lower `min_relevance`"
@@ -43,12 +44,13 @@ class BadNumbersCallback(TrainerCallback):
     """Stop at a number that is not finite; warn, once each, when nothing can be learned.
 
     Looks at what a Trainer logs, every `logging_steps` steps, without cost in between. Checkpoints
-    from before stay, and so do earlier rounds. Loss, gradient and reward must be finite; the
-    warnings are `IDLE_VALUES`.
+    from before stay, and so do earlier rounds. Loss, gradient and reward must be finite, under fp16
+    the gradient once in FP16_PATIENCE steps; the warnings are `IDLE_VALUES`.
     """
 
     def __init__(self) -> None:
         self._told: set[str] = set()
+        self._last_finite = 0  # step
 
     def on_log(
         self,
@@ -60,7 +62,9 @@ class BadNumbersCallback(TrainerCallback):
     ) -> None:
         """Raise `UserError` for a NaN or an infinity, warn of idle training."""
         logged = {name: value for name, value in (logs or {}).items() if _is_number(value)}
-        if args.fp16:
+        if math.isfinite(logged.get("grad_norm", math.nan)):
+            self._last_finite = state.global_step
+        if args.fp16 and state.global_step - self._last_finite < FP16_PATIENCE:
             logged.pop("grad_norm", None)  # its scaler skips a step that overflows, and goes on
         for name, value in logged.items():
             if not math.isfinite(value):

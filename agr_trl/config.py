@@ -172,10 +172,15 @@ class RetrieverArguments:
     )
 
     def __post_init__(self) -> None:
-        counts = ("hard_negatives", "random_negatives", "retriever_lora_rank", "frozen_layers")
+        counts = (
+            *("hard_negatives", "random_negatives", "retriever_lora_rank", "frozen_layers"),
+            "new_retriever_steps",
+        )
         _check_ranges(
             self,
             max_pair_tokens=(1, inf),
+            new_retriever_width=(1, inf),
+            new_retriever_layers=(1, inf),
             negative_margin=(0, 0.99),
             early_stopping_patience=(0, inf),
             **dict.fromkeys(counts, (0, inf)),

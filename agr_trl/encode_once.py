@@ -3,6 +3,7 @@
 Notation: B rows, of which n differ, P prompt tokens, C decoder tokens, H heads of d numbers.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
 
 # Families whose cross-attention is computed by what ALL_ATTENTION_FUNCTIONS holds.
 _WITH_EXCHANGEABLE_ATTENTION = ("t5", "mt5", "bart", "mbart")
@@ -67,7 +68,12 @@ class Encoding:
     """What an encoder made of the distinct rows of a batch."""
 
     rows: Tensor  # (n, 2P), token ids beside their mask
-    hidden: Tensor  # (n, P, width)
+    output: ModelOutput  # of the encoder: also what else the family's decoder reads
+
+    @property
+    def hidden(self) -> Tensor:
+        """The last hidden states, (n, P, width)."""
+        return self.output.last_hidden_state
 
 
 def encode(
@@ -83,7 +89,7 @@ def encode(
     input_ids, attention_mask = rows.chunk(2, dim=1)
     encoder = model.get_encoder()
     output = encoder(input_ids=input_ids, attention_mask=attention_mask)
-    return Encoding(rows, output.last_hidden_state)
+    return Encoding(rows, output)
 
 
 @contextmanager
@@ -101,7 +107,7 @@ def encoded_before(model: PreTrainedModel | PeftModel, encoding: Encoding | None
 
     def forward(input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
         if torch.equal(_beside(input_ids, attention_mask), encoding.rows):
-            return BaseModelOutput(last_hidden_state=encoding.hidden)
+            return copy.copy(encoding.output)
         return own(input_ids=input_ids, attention_mask=attention_mask, **options)
 
     encoder.forward = forward

@@ -39,7 +39,7 @@ from agr_trl.loading import (
     load_tokenizer,
     resolve_model_name,
 )
-from agr_trl.sampling import GREEDY, sample_completions
+from agr_trl.sampling import GREEDY, mark_unknown_pieces, sample_completions
 from agr_trl.seq2seq_trainer import decoder_prefix, refuse_sharding
 from agr_trl.small_models import build_small_t5
 from agr_trl.terminal import progress
@@ -333,6 +333,7 @@ def sample_queries(
                 settings.sampling_temperature,
             )
             texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            texts = mark_unknown_pieces(texts, tokens.tolist(), tokenizer)
             for row, text in zip(rows, texts, strict=True):
                 queries[row].append(text.strip())
     finally:

@@ -37,7 +37,12 @@ class Drawn(NamedTuple):
 
 
 def has_frozen_head(model: PreTrainedModel | PeftModel) -> bool:
-    """Whether all that is trained lies in the encoder or the decoder, the head's weight apart."""
+    """Whether all that is trained lies in the encoder or the decoder, the head's weight apart.
+
+    Not where the decoder is a model that has the head in it, as a pair of two models has.
+    """
+    if model.get_decoder().get_output_embeddings() is not None:
+        return False
     parts = (model.get_encoder(), model.get_decoder())
     inside = {id(weight) for part in parts for weight in part.parameters()}
     inside -= {id(weight) for weight in below_adapter(model).get_output_embeddings().parameters()}

@@ -142,7 +142,7 @@ def _teach(retriever: Retriever, pairs: pd.DataFrame, steps: int, seed: int) -> 
             train_sampling_strategy="group_by_length",
             save_strategy="no",
             report_to="none",
-            logging_steps=min(100, steps),
+            logging_steps=max(n for n in range(1, 101) if steps % n == 0),  # the last steps too
         )
         trainer = retriever_trainer(retriever, args, pairs, pairs.head(64), lambda _: {})
         trainer.train()

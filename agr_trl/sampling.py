@@ -1,6 +1,6 @@
 """Draw tokens from the plain softmax at a temperature, and remember how likely each was."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from agr_trl.adapters import below_adapter
@@ -62,7 +63,7 @@ class Sampler(LogitsProcessor):
         torch.div(scores.float(), self._temperature, out=scaled)
         torch.softmax(scaled, dim=-1, out=probabilities)
         blocks = _block_sums(probabilities)  # (B, V / _BLOCK)
-        uniform = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device)
+        uniform = torch.rand(len(scores), 1, dtype=_precise(scores.device), device=scores.device)
         block, rest = _look_up(blocks, uniform)
         tokens = block * _BLOCK + torch.arange(_BLOCK, device=scores.device)  # (B, _BLOCK)
         inside = probabilities.gather(1, tokens.clamp(max=scores.size(1) - 1))
@@ -142,6 +143,10 @@ def is_recorded(model: PreTrainedModel | PeftModel) -> bool:
     return model.device.type == "cuda" and model.config.model_type in _OWN_DECODING
 
 
+def _precise(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # which Apple's GPUs lack
+
+
 def _block_sums(probabilities: Tensor) -> Tensor:
     """Sum (B, V) over blocks of tokens; the last may be short."""
     whole = probabilities.size(1) // _BLOCK * _BLOCK
@@ -154,12 +159,29 @@ def _look_up(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
     Both (B, 1); a weight of 0 is never met, since of equal sums the rightmost is taken.
     """
-    below = weights.cumsum(-1, dtype=torch.float64)
+    below = weights.cumsum(-1, dtype=_precise(weights.device))
     drawn = uniform * below[:, -1:]
     last = weights.size(1) - 1 - weights.flip(1).ne(0).int().argmax(1, keepdim=True)
     place = torch.searchsorted(below, drawn, right=True).minimum(last)
-    weight = weights.gather(1, place).double()
+    weight = weights.gather(1, place).to(below.dtype)
     return place, (1 - (below.gather(1, place) - drawn) / weight).clamp(0, 1)
+
+
+def mark_unknown_pieces(
+    texts: Sequence[str], token_ids: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> list[str]:
+    """Return decoded texts in which a piece that the tokenizer does not know is U+FFFD.
+
+    Decoding leaves it out as it does an end token, and joins what stands on its two sides.
+    """
+    unknown = tokenizer.unk_token_id
+    left_out = {*tokenizer.all_special_ids} - {unknown}
+    marked = list(texts)
+    for row, ids in enumerate(token_ids):
+        if unknown in ids:
+            text = tokenizer.decode([token for token in ids if token not in left_out])
+            marked[row] = text.replace(tokenizer.unk_token, "\ufffd")
+    return marked
 
 
 @contextmanager

@@ -54,7 +54,7 @@ from agr_trl.head_gradients import (
     without_head,
 )
 from agr_trl.report_text import visible
-from agr_trl.sampling import GREEDY, is_recorded, sample_completions
+from agr_trl.sampling import GREEDY, is_recorded, mark_unknown_pieces, sample_completions
 from agr_trl.token_scores import token_scores
 
 logger = logging.getLogger(__name__)
@@ -236,16 +236,21 @@ def _check_model(
     if model.config.model_type == "prophetnet":
         # It asks its config for the rate in each forward pass, past what `disable_dropout` sets.
         raise UserError("ProphetNet's dropout cannot be switched off; use T5, BART or their kin")
+    if {"num_experts", "num_local_experts"} & model.config.to_dict().keys():
+        # Switch's router adds noise in training, and an expert's room is shared by the batch.
+        raise UserError("a mixture of experts scores otherwise than it samples; use a dense model")
     if "t5" in model.config.model_type and (args.fp16 or model.dtype == torch.float16):
         raise UserError("T5 overflows in fp16; set `fp16: false` and use bf16 or fp32")
     positions = model.config.to_dict().get("max_position_embeddings")
+    forced = len(decoder_prefix(below_adapter(model))) - 1  # tokens before the first that is drawn
     limits = {
-        "max_prompt_tokens": max_prompt_tokens,
-        "max_completion_length": args.max_completion_length,
+        "max_prompt_tokens": (max_prompt_tokens, 0),
+        "max_completion_length": (args.max_completion_length, forced),
     }
-    for name, limit in limits.items():
-        if positions is not None and (limit is None or limit > positions):
-            raise UserError(f"`{name}` is {limit}, but the model has {positions} positions")
+    for name, (limit, more) in limits.items():
+        if positions is not None and (limit is None or limit + more > positions):
+            room = positions - more
+            raise UserError(f"`{name}` is {limit}, but the model has {room} positions for it")
     if is_peft_model(model):
         if set(model.peft_config) != {"default"}:
             raise UserError(f"the PeftModel has adapters {[*model.peft_config]}; load `default`")
@@ -308,7 +313,9 @@ class _Seq2SeqMixin:
     ) -> None:
         name = model if isinstance(model, str) else model.config._name_or_path
         args = args or self._config_class(f"{name.split('/')[-1]}-{self._name}")
-        check_arguments(args, {"quantization_config": quantization_config, **other})
+        rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        unsupported = {"quantization_config": quantization_config, **other}
+        check_arguments(args, unsupported, rewards=len(rewards))
         _check_dataset(train_dataset or [], "train_dataset")
         if isinstance(train_dataset, Dataset):
             check_prompts(args, len(train_dataset))
@@ -388,6 +395,19 @@ class _Seq2SeqMixin:
                 texts = self._logs[column]
                 texts.extend([visible(texts.popleft()) for _ in range(len(texts))])
         super().log(logs, start_time)  # type: ignore[misc]
+
+    def _calculate_rewards(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[str],
+        completions: list[str],
+        completion_ids_list: list[list[int]],
+    ) -> Tensor:
+        """Reward as TRL does what was sampled, not what decoding makes of it."""
+        completions = mark_unknown_pieces(completions, completion_ids_list, self._tokenizer)
+        own = super()._calculate_rewards  # type: ignore[misc]
+        rewards: Tensor = own(inputs, prompts, completions, completion_ids_list)
+        return rewards
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Tokenize B prompts, each cut to `max_prompt_tokens` with its end token kept."""

@@ -44,6 +44,13 @@ def test_an_overflow_that_fp16s_scaler_skips_goes_on(tmp_path):
     callback.on_log(args, state, TrainerControl(), {"loss": 0.5, "grad_norm": math.inf})
     with pytest.raises(UserError, match="step 7: `loss` is inf"):
         callback.on_log(args, state, TrainerControl(), {"loss": math.inf})
+    state.global_step = 99
+    callback.on_log(args, state, TrainerControl(), {"grad_norm": 1.5})
+    state.global_step = 198
+    callback.on_log(args, state, TrainerControl(), {"grad_norm": math.nan})
+    state.global_step = 199  # a hundred steps of which its scaler has skipped each
+    with pytest.raises(UserError, match="step 199: `grad_norm` is nan"):
+        callback.on_log(args, state, TrainerControl(), {"loss": 0.0, "grad_norm": math.nan})
 
 
 @pytest.mark.parametrize(("name", "idle", "advice"), IDLE_VALUES)

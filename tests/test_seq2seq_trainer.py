@@ -14,6 +14,7 @@ from seq2seq_models import (
     PAD,
     PROMPTS,
     TRAINERS,
+    UNK,
     build_byt5,
     build_model,
     build_tokenizer,
@@ -26,8 +27,14 @@ from transformers import (
     BertConfig,
     BertLMHeadModel,
     ByT5Tokenizer,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    LEDConfig,
+    LEDForConditionalGeneration,
     ProphetNetConfig,
     ProphetNetForConditionalGeneration,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -453,6 +460,20 @@ def test_nothing_is_clipped_on_policy(name, family, adapter, tmp_path):
     assert trainer.state.log_history[1]["grad_norm"] > 0
 
 
+@pytest.mark.parametrize("name", TRAINERS)
+def test_an_adapters_own_dropout_is_off(name, tmp_path):
+    # The rate is .1; above, an adapter's old scores are the sampled ones and would not tell.
+    options = {"peft_config": lora()}
+    trainer = build_trainer(build_model("t5"), tmp_path, *TRAINERS[name], options=options)
+    for weight_name, weight in trainer.model.named_parameters():
+        if "lora_B" in weight_name:
+            torch.nn.init.normal_(weight)
+    prompts, completions = sample(trainer)
+    trainer.model.train()
+    first, second = (score(trainer, prompts, completions)[0] for _ in range(2))
+    assert first.equal(second)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dropout_is_off_in_train_mode_and_kept_in_the_config(family):
     model = build_model(family).train()
@@ -798,6 +819,64 @@ def test_unsupported_models_are_refused(tmp_path):
     two.add_adapter("ref", lora())
     with pytest.raises(ValueError, match="ref"):
         build_trainer(two, tmp_path)
+
+
+def test_a_mixture_of_experts_is_refused(tmp_path):
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    config = SwitchTransformersConfig(vocab_size=24, num_experts=2, **sizes)
+    with pytest.raises(ValueError, match="a mixture of experts scores otherwise than it samples"):
+        build_trainer(SwitchTransformersForConditionalGeneration(config), tmp_path)
+
+
+def test_a_decoder_that_reads_more_of_the_encoder_than_its_states(tmp_path):
+    # LED's reads `global_attentions` of what the encoder gave.
+    sides = {"layers": 1, "attention_heads": 2, "ffn_dim": 32}
+    sizes = {f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in sides.items()}
+    positions = {f"max_{side}_position_embeddings": 32 for side in ("encoder", "decoder")}
+    config = LEDConfig(
+        vocab_size=24, d_model=16, attention_window=4, pad_token_id=PAD, eos_token_id=EOS,
+        bos_token_id=BOS, decoder_start_token_id=BOS, **sizes, **positions,
+    )  # fmt: skip
+    model = LEDForConditionalGeneration(config)
+    trainer = build_trainer(model, tmp_path, max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["clip_ratio/region_mean"] == 0
+
+
+def test_a_pair_of_two_models_trains_with_an_adapter(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    parts = [BertConfig(vocab_size=24, intermediate_size=32, **sizes) for _ in range(2)]
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(*parts)
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = BOS, PAD, EOS
+    model = EncoderDecoderModel(config)
+    trainer = build_trainer(model, tmp_path, options={"peft_config": lora()}, max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["grad_norm"] > 0
+
+
+def test_a_forced_first_token_takes_a_position(tmp_path):
+    model = build_model("bart")
+    model.generation_config.forced_bos_token_id = BOS
+    assert len(decoder_prefix(model)) == 2
+    with pytest.raises(ValueError, match="is 32, but the model has 31 positions for it"):
+        build_trainer(model, tmp_path, max_completion_length=32)
+    build_trainer(model, tmp_path, max_completion_length=31)
+
+
+def test_a_reward_sees_the_pieces_that_the_tokenizer_does_not_know(tmp_path):
+    seen = []
+
+    def reward(completions, **_):
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    trainer = build_trainer(build_model("t5"), tmp_path, options={"reward_funcs": reward})
+    ids = [[4, UNK, 5, EOS], [6, EOS]]
+    texts = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
+    assert texts == ["w4 w5", "w6"]
+    inputs = [{"prompt": PROMPTS[0]}] * 2
+    trainer._calculate_rewards(inputs, [PROMPTS[0]] * 2, texts, ids)
+    assert seen == ["w4 \ufffd w5", "w6"]
 
 
 def test_printed_completions_give_no_order_to_the_terminal(tmp_path, capsys):

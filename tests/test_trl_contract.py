@@ -28,6 +28,7 @@ SCORED = [
     "image_position_ids",
 ]
 GENERATED = ["self", "prompt_ids", "images", "multimodal_fields"]
+REWARDED = ["self", "inputs", "prompts", "completions", "completion_ids_list"]
 PAIRS = [(Seq2SeqRLOOTrainer, RLOOTrainer), (Seq2SeqGRPOTrainer, GRPOTrainer)]
 
 
@@ -39,6 +40,7 @@ def test_the_seams_have_the_known_signatures():
     for parent in (RLOOTrainer, GRPOTrainer):
         assert names(parent._get_per_token_logps_and_entropies) == SCORED
         assert names(parent._tokenize_prompts) == ["self", "prompts"]
+        assert names(parent._calculate_rewards) == REWARDED
     assert names(RLOOTrainer._generate_single_turn) == GENERATED
     assert names(GRPOTrainer._generate_single_turn) == [
         *GENERATED,
@@ -51,6 +53,7 @@ def test_the_seams_have_the_known_signatures():
 def test_the_overrides_take_what_the_parents_take(own, parent):
     assert names(own._generate_single_turn) == names(parent._generate_single_turn)
     assert names(own._tokenize_prompts) == names(parent._tokenize_prompts)
+    assert names(own._calculate_rewards) == names(parent._calculate_rewards)
     scored = names(own._get_per_token_logps_and_entropies)
     assert [*scored[:8], *SCORED[8:]] == SCORED and scored[8:] == ["multimodal"]
 
