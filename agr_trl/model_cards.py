@@ -48,6 +48,7 @@ GENERATOR_KEYS = {
     "mean_relevance": "mean relevance S",
     "distinct_2": "distinct pairs of words",
 }
+BASE_MODELS = {"retriever": "retriever_name_or_path", "warm_up": "generator_name_or_path"}
 SAMPLED_QUERIES = 8
 CURVES_FILE = "training_curves.svg"
 PANEL, PICTURE_HEIGHT = 320, 272  # of the training curves, in pixels
@@ -58,13 +59,15 @@ _MARKUP = re.compile(r"[\\`*_{}\[\]<>#+!|~&:@$^\"]|(?<=www)\.", re.IGNORECASE)
 class RunRecord:
     """What the cards say of a run: its numbers, settings and accepted queries.
 
-    `config` holds no machine path and no Hub setting. A single stage has no rounds.
+    `config` holds no machine path and no Hub setting; `base_models` are the names on the Hub, by
+    section, of the models that the run began with. A single stage has no rounds.
     """
 
     folder: Path
     metrics: Mapping[str, Any]
     config: dict[str, Any] = field(default_factory=dict)
     commit: str = "unknown"
+    base_models: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def dataset_name(self) -> str:
@@ -146,9 +149,14 @@ def read_run(folder: Path) -> RunRecord:
             raise UserError(
                 f"`{folder / name}` holds no model; run the training again to export it"
             )
-    config = public_settings(read_if_there(folder / "config.yaml"))
-    state = read_if_there(folder / "run.json")
-    return RunRecord(folder, metrics, config, str(state.get("commit") or "unknown"))
+    settings = read_if_there(folder / "config.yaml")
+    # Before paths are cut: the last part of one looks like a name on the Hub.
+    base_models = {
+        section: hub_name((settings.get(section) or {}).get(name))
+        for section, name in BASE_MODELS.items()
+    }
+    commit = str(read_if_there(folder / "run.json").get("commit") or "unknown")
+    return RunRecord(folder, metrics, public_settings(settings), commit, base_models)
 
 
 def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,12 +182,11 @@ def _public(value: Any) -> Any:
 
 def retriever_card(repo_id: str, run: RunRecord, number: int, licence: str) -> str:
     """Return the README.md of a round's retriever."""
-    name = (run.config.get("retriever") or {}).get("retriever_name_or_path")
     data = ModelCardData(
         license=licence,
         library_name="transformers",
         pipeline_tag="text-ranking",
-        base_model=hub_name(name),
+        base_model=run.base_models.get("retriever"),
         tags=["cross-encoder", "product-search", "agr_trl"],
         datasets=_datasets(repo_id, run),
         model_name=repo_id.split("/")[-1],
@@ -204,14 +211,13 @@ def generator_card(
     repo_id: str, run: RunRecord, number: int, licence: str, base: tuple[str, str] | None = None
 ) -> str:
     """Return the README.md of a round's generator; `base` is an adapter's model and revision."""
-    name = (run.config.get("warm_up") or {}).get("generator_name_or_path")
     rounds = run.metrics.get("rounds")
     queries = rounds[number].get("queries") or {} if rounds else {}
     data = ModelCardData(
         license=licence,
         library_name="peft" if base else "transformers",
         pipeline_tag="text2text-generation",
-        base_model=hub_name(name),
+        base_model=run.base_models.get("warm_up"),
         tags=["query-generation", "product-search", "agr_trl", *(["lora"] if base else [])],
         datasets=_datasets(repo_id, run),
         model_name=repo_id.split("/")[-1],

