@@ -68,7 +68,8 @@ def _theme() -> gr.themes.Base:
 
 def build_page(run: FinishedRun) -> gr.Blocks:
     """Return the page of a run: search, attack a product, rounds."""
-    title = f"{run.record.folder.resolve().name}: adversarial run"
+    kind = "control" if run.record.is_control else "adversarial"
+    title = f"{run.record.folder.resolve().name}: {kind} run"
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(TEMPLATE.heading(run.record))
         with gr.Tab("Search"):

@@ -44,9 +44,15 @@ RETRIEVER_KEYS = (
 TABLE_KEYS = ("pr_auc", "roc_auc", "judged/ndcg@10", "rerank/ndcg@10", "blend/ndcg@10")
 GENERATOR_KEYS = {
     "acceptance_rate": "share of queries accepted",
-    "mean_probability": "mean p of the attacked retriever",
+    "mean_probability": "mean p of the {judge}",
     "mean_relevance": "mean relevance S",
     "distinct_2": "distinct pairs of words",
+}
+LESSONS = {  # what R learns from after round 0, by `query_source`; all but the first are controls
+    "adversarial": "queries that a generator wrote against it",
+    "warm_up": "queries of a generator that was never trained against it",
+    "random_crops": "words cut by chance from titles of products",
+    "none": "the judged pairs again and nothing else",
 }
 BASE_MODELS = {"retriever": "retriever_name_or_path", "warm_up": "generator_name_or_path"}
 SAMPLED_QUERIES = 8
@@ -78,6 +84,30 @@ class RunRecord:
     def best_round(self) -> int:
         """Return the round whose models were exported."""
         return int(self.metrics.get("best_round", 0))
+
+    @property
+    def query_source(self) -> str:
+        """Return who wrote the queries of the rounds from 1 on."""
+        return str(self.config.get("query_source", "adversarial"))
+
+    @property
+    def is_control(self) -> bool:
+        """Whether no generator was trained against the retriever."""
+        return self.query_source != "adversarial"
+
+    @property
+    def lesson(self) -> str:
+        """Return in words what the retriever learned from after round 0."""
+        return LESSONS[self.query_source]
+
+    @property
+    def judge(self) -> str:
+        """Return in words whose probability stands beside a query that was written."""
+        return "best retriever so far" if self.is_control else "attacked retriever"
+
+    def generator_wrote(self, number: int) -> bool:
+        """Whether a round's queries are its generator's; round 0's are the warmed-up one's."""
+        return not number or self.query_source in ("adversarial", "warm_up")
 
     def round_folder(self, number: int) -> Path:
         """Return the folder of a round."""
@@ -212,7 +242,8 @@ def generator_card(
 ) -> str:
     """Return the README.md of a round's generator; `base` is an adapter's model and revision."""
     rounds = run.metrics.get("rounds")
-    queries = rounds[number].get("queries") or {} if rounds else {}
+    wrote = run.generator_wrote(number)
+    queries = rounds[number].get("queries") or {} if rounds and wrote else {}
     data = ModelCardData(
         license=licence,
         library_name="peft" if base else "transformers",
@@ -222,8 +253,8 @@ def generator_card(
         datasets=_datasets(repo_id, run),
         model_name=repo_id.split("/")[-1],
         eval_results=[
-            _eval_result(run, None, key, queries[key], GENERATOR_KEYS[key])
-            for key in GENERATOR_KEYS
+            _eval_result(run, None, key, queries[key], words.format(judge=run.judge))
+            for key, words in GENERATOR_KEYS.items()
             if _is_number(queries.get(key))
         ]
         or None,
@@ -320,7 +351,7 @@ def _card(
             run=run,
             number=number,
             revision=Markup(f', revision="round-{number}"' if number != run.best_round else ""),
-            rounds=round_rows(run.metrics) if run.metrics.get("rounds") else [],
+            rounds=_named(run, round_rows(run.metrics)) if run.metrics.get("rounds") else [],
             tables=_tables(run),
             samples=_samples(run),
             config=fenced(as_yaml(run.config), "yaml"),
@@ -361,13 +392,21 @@ def _tables(run: RunRecord) -> list[dict[str, Any]]:
         if split == "test" and not run.metrics.get("test"):
             continue
         if run.metrics.get("rounds"):
-            rows = [(row["name"], row["metrics"]) for row in before_and_after(run.metrics, split)]
+            answer = _named(run, before_and_after(run.metrics, split))
+            rows = [(row["name"], row["metrics"]) for row in answer]
         else:
             rows = [("this model", run.metrics.get("dev") or {})]
         keys = [key for key in TABLE_KEYS if any(_is_number(m.get(key)) for _, m in rows)]
         if keys:
             tables.append({"split": split, "columns": keys, "rows": rows})
     return tables
+
+
+def _named(run: RunRecord, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the report's rows of rounds; a control's are not called adversarial."""
+    if not run.is_control:
+        return rows
+    return [row | {"name": row["name"].replace("adversarial", "control")} for row in rows]
 
 
 def _samples(run: RunRecord) -> list[dict[str, Any]]:
@@ -401,7 +440,7 @@ def _eval_result(
 
 
 def _datasets(repo_id: str, run: RunRecord) -> list[str] | None:
-    if not run.metrics.get("rounds"):
+    if not run.metrics.get("rounds") or run.query_source == "none":
         return None
     return [repo_id.rsplit("-", 1)[0] + "-queries"]
 

@@ -48,7 +48,9 @@ from agr_trl.model_cards import (
     queries_card,
     read_run,
     retriever_card,
+    space_card,
 )
+from agr_trl.report import page_environment
 
 SCRIPTS = Path(__file__).parent / "scripts"
 
@@ -646,6 +648,64 @@ def test_a_card_names_a_base_model_that_is_on_the_hub_and_no_folder(
     cards = (retriever_card("user/toy-retriever", run, 2, "unknown"),
              generator_card("user/toy-generator", run, 2, "unknown"))  # fmt: skip
     assert {ModelCard(card).data.base_model for card in cards} == expected
+
+
+def cards_by_kind(run, number):
+    """Return every text that is published of a round, without the settings at its end."""
+    cards = {
+        "retriever": retriever_card("user/toy-retriever", run, number, "unknown"),
+        "generator": generator_card("user/toy-generator", run, number, "unknown"),
+        "queries": queries_card("user/toy-queries", run, "unknown"),
+        "space": space_card("user/toy", run, "unknown", "6.0"),
+        "app": str(page_environment().get_template("app.html.j2").module.heading(run)),
+    }
+    return {kind: card.split("## How it was made")[0] for kind, card in cards.items()}
+
+
+# What is true of an adversarial run alone; a fair sentence has "adversarial training" at most.
+OF_ATTACKS = (
+    *("learned to write queries that", "policy gradient", "attack", "an adversary"),
+    *("adversarial round", "adversarial (round", "gets a query wrong", "hard but fair"),
+    *("that a generator wrote against", "trained against a generator", "hard for one retriever"),
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "lesson"),
+    [
+        ("warm_up", "queries of a generator that was never trained against it"),
+        ("random_crops", "words cut by chance from titles of products"),
+        ("none", "the judged pairs again and nothing else"),
+    ],
+)
+@pytest.mark.parametrize("best", [2, 0])
+def test_cards_of_a_control_claim_no_adversary(source, lesson, best, finished, tmp_path):
+    run = configured(finished, tmp_path / "run", query_source=source)
+    run.metrics["best_round"] = best
+    for number in (0, 2):
+        cards = cards_by_kind(run, number)
+        for kind, card in cards.items():
+            assert [words for words in OF_ATTACKS if words in card] == [], kind
+        for kind in ("generator", "space", "app") + ("retriever",) * (number > 0):
+            assert lesson in " ".join(cards[kind].split()), kind
+        assert "a control of adversarial training" in " ".join(cards["queries"].split())
+    assert "| control round 1 | kept |" in cards["retriever"]
+    results = ModelCard(generator_card("user/g", run, 2, "unknown")).data.eval_results or []
+    assert bool(results) == (source == "warm_up")  # crops are not what it writes
+    datasets = ModelCard(retriever_card("user/toy-retriever", run, 2, "unknown")).data.datasets
+    assert datasets == (None if source == "none" else ["user/toy-queries"])
+
+
+def test_cards_of_an_attack_speak_of_it(finished):
+    cards = {
+        kind: " ".join(card.split()) for kind, card in cards_by_kind(read_run(finished), 2).items()
+    }
+    assert "trained against a generator of queries" in cards["retriever"]
+    assert "trained by policy gradient" in cards["generator"]
+    assert "by the generator that attacked the retriever |" in cards["queries"]
+    for kind in ("space", "app"):
+        assert "what it became on queries that a generator wrote against it (" in cards[kind]
+    assert not any("control" in card for card in cards.values())
 
 
 def test_hub_names(tmp_path):
