@@ -353,7 +353,7 @@ def _card(
             revision=Markup(f', revision="round-{number}"' if number != run.best_round else ""),
             rounds=_named(run, round_rows(run.metrics)) if run.metrics.get("rounds") else [],
             tables=_tables(run),
-            samples=_samples(run),
+            samples=_samples(run, number),
             config=fenced(as_yaml(run.config), "yaml"),
             relatives={
                 name: Markup(repo_id.rsplit("-", 1)[0] + f"-{name}")
@@ -409,14 +409,14 @@ def _named(run: RunRecord, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row | {"name": row["name"].replace("adversarial", "control")} for row in rows]
 
 
-def _samples(run: RunRecord) -> list[dict[str, Any]]:
-    """Return some accepted queries of the exported round, drawn with a fixed seed."""
+def _samples(run: RunRecord, number: int) -> list[dict[str, Any]]:
+    """Return some accepted queries of a round, drawn with a fixed seed."""
     if not run.metrics.get("rounds"):
         return []
     queries = run.queries
     if queries.empty:
         return []
-    queries = queries[queries["round"] == run.best_round]
+    queries = queries[queries["round"] == number]
     chosen = queries.sample(min(SAMPLED_QUERIES, len(queries)), random_state=0)
     rows: list[dict[str, Any]] = chosen.to_dict("records")
     return rows

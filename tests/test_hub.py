@@ -696,6 +696,18 @@ def test_cards_of_a_control_claim_no_adversary(source, lesson, best, finished, t
     assert datasets == (None if source == "none" else ["user/toy-queries"])
 
 
+def test_a_rounds_card_shows_queries_of_that_round(finished):
+    run = read_run(finished)
+    run.queries = run.queries.assign(
+        query=[f"of round {number}" for number in run.queries["round"]]
+    )
+    for number in (0, 1, 2):
+        card = generator_card("user/toy-generator", run, number, "unknown")
+        assert set(re.findall(r"of round \d", card)) == {f"of round {number}"}
+    card = queries_card("user/toy-queries", run, "unknown")  # its sample is of the exported round
+    assert set(re.findall(r"of round \d", card)) == {"of round 2"}
+
+
 def test_cards_of_an_attack_speak_of_it(finished):
     cards = {
         kind: " ".join(card.split()) for kind, card in cards_by_kind(read_run(finished), 2).items()
