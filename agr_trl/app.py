@@ -215,7 +215,7 @@ class FinishedRun:
         """
         prompts = self.run.prompts.iloc[[position]]
         settings = replace(self.run.loop, queries_per_product=queries_per_product)
-        tokens = self.run.warm_up_args.max_prompt_tokens
+        tokens = self.record.max_prompt_tokens(self.record.best_round)
         drawn = sample_queries(
             self._generator, self._tokenizer, prompts["prompt"].tolist(), settings, tokens
         )

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from agr_trl import report_text
 from agr_trl.charts import Chart, round_charts, training_charts
-from agr_trl.config import as_yaml
+from agr_trl.config import PromptArguments, SamplingArguments, as_yaml
 from agr_trl.errors import UserError
 from agr_trl.files import read_json
 from agr_trl.loading import PACKAGED_MINILM
@@ -108,6 +108,12 @@ class RunRecord:
     def generator_wrote(self, number: int) -> bool:
         """Whether a round's queries are its generator's; round 0's are the warmed-up one's."""
         return not number or self.query_source in ("adversarial", "warm_up")
+
+    def max_prompt_tokens(self, number: int) -> int:
+        """Return how much of a product a round's generator reads: a control's is the warm-up's."""
+        stage = "generator" if number and not self.is_control else "warm_up"
+        settings = self.config.get(stage) or {}
+        return int(settings.get("max_prompt_tokens", PromptArguments.max_prompt_tokens))
 
     def round_folder(self, number: int) -> Path:
         """Return the folder of a round."""
@@ -259,10 +265,6 @@ def generator_card(
         ]
         or None,
     )
-    settings = {
-        **(run.config.get("warm_up") or {}),
-        **{name: value for name, value in run.config.items() if not isinstance(value, dict)},
-    }
     return _card(
         data,
         "generator_card.md.j2",
@@ -271,8 +273,10 @@ def generator_card(
         number,
         base=base and tuple(map(Markup, base)),
         curves=CURVES_FILE if "generator" in run.curves else None,
-        max_prompt_tokens=int(settings.get("max_prompt_tokens", 128)),
-        max_query_tokens=int(settings.get("max_query_tokens", 16)),
+        max_prompt_tokens=run.max_prompt_tokens(number),
+        max_query_tokens=int(
+            run.config.get("max_query_tokens", SamplingArguments.max_query_tokens)
+        ),
     )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from urllib.error import URLError
@@ -161,6 +162,23 @@ def test_attack_looks_at_each_query_that_the_generator_writes(run, monkeypatch):
     assert rows[2]["relevance"] == 0
     p = run.retrievers["supervised"].score(["red chair"], ["red oak chair"])
     assert rows[0]["probabilities"]["supervised"] == pytest.approx(float(expit(p)[0]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("source", "best", "tokens"),
+    [("adversarial", 1, 9), ("adversarial", 0, 24), ("warm_up", 1, 24)],
+)
+def test_attack_reads_as_much_of_a_product_as_the_generator_did(
+    source, best, tokens, run, monkeypatch
+):
+    config = run.record.config | {"query_source": source}
+    config["generator"] = config["generator"] | {"max_prompt_tokens": 9}  # the warm-up's is 24
+    record = replace(run.record, config=config, metrics=run.record.metrics | {"best_round": best})
+    monkeypatch.setattr(run, "record", record)
+    given = []
+    monkeypatch.setattr(app, "sample_queries", lambda *values: given.append(values[4]) or [["x"]])
+    run.attack(0, 1)
+    assert given == [tokens]
 
 
 def test_attack_draws_from_the_generator_of_the_run(run):

@@ -708,6 +708,19 @@ def test_a_rounds_card_shows_queries_of_that_round(finished):
     assert set(re.findall(r"of round \d", card)) == {"of round 2"}
 
 
+def test_a_cards_snippet_reads_as_much_of_a_product_as_the_generator_did(finished, tmp_path):
+    lengths = {"generator": {"max_prompt_tokens": 9}, "warm_up": {"max_prompt_tokens": 11}}
+    run = configured(finished, tmp_path / "run", **lengths)
+    for source, number, tokens in (
+        ("adversarial", 2, 9),
+        ("adversarial", 0, 11),
+        ("warm_up", 2, 11),
+    ):
+        run.config["query_source"] = source
+        card = generator_card("user/toy-generator", run, number, "unknown")
+        assert f"max_length={tokens}," in card
+
+
 def test_cards_of_an_attack_speak_of_it(finished):
     cards = {
         kind: " ".join(card.split()) for kind, card in cards_by_kind(read_run(finished), 2).items()
