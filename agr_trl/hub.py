@@ -232,12 +232,10 @@ def _push_retrievers(repository: Repository, run: RunRecord, licence: str) -> No
 
 def _push_generators(repository: Repository, run: RunRecord, merged: bool, licence: str) -> None:
     warm_up = None  # the commit that adapters of later rounds need
-    for number in run.kept_rounds():
+    for number in run.kept_generators():
         is_best = number == run.best_round
         folder, base = run.round_folder(number) / "generator", None
         if not folder.is_dir():
-            if number and run.config.get("query_source") == "adversarial" and not is_best:
-                continue  # `kept_models` has removed it
             folder = run.folder / "generator"  # a control's is the warm-up's
         with tempfile.TemporaryDirectory() as made:
             local_base = _adapter_base(folder)

@@ -126,6 +126,17 @@ class RunRecord:
             n for n in kept if n == self.best_round or (self.round_folder(n) / "retriever").is_dir()
         ]
 
+    def kept_generators(self) -> list[int]:
+        """Return the kept rounds whose generator is here too: a control's is the warm-up's."""
+        return [
+            n
+            for n in self.kept_rounds()
+            if not n
+            or n == self.best_round
+            or self.is_control
+            or (self.round_folder(n) / "generator").is_dir()  # else `kept_models` has removed it
+        ]
+
     def measured(self, number: int) -> dict[str, Mapping[str, Any]]:
         """Return split -> metrics of a round's retriever; test is known for first and best."""
         if not self.metrics.get("rounds"):

@@ -650,6 +650,11 @@ def test_a_card_names_a_base_model_that_is_on_the_hub_and_no_folder(
     assert {ModelCard(card).data.base_model for card in cards} == expected
 
 
+def joined(text):
+    """Return a text as one line."""
+    return " ".join(text.split())
+
+
 def cards_by_kind(run, number):
     """Return every text that is published of a round, without the settings at its end."""
     cards = {
@@ -687,8 +692,8 @@ def test_cards_of_a_control_claim_no_adversary(source, lesson, best, finished, t
         for kind, card in cards.items():
             assert [words for words in OF_ATTACKS if words in card] == [], kind
         for kind in ("generator", "space", "app") + ("retriever",) * (number > 0):
-            assert lesson in " ".join(cards[kind].split()), kind
-        assert "a control of adversarial training" in " ".join(cards["queries"].split())
+            assert lesson in joined(cards[kind]), kind
+        assert "a control of adversarial training" in joined(cards["queries"])
     assert "| control round 1 | kept |" in cards["retriever"]
     results = ModelCard(generator_card("user/g", run, 2, "unknown")).data.eval_results or []
     assert bool(results) == (source == "warm_up")  # crops are not what it writes
@@ -721,10 +726,20 @@ def test_a_cards_snippet_reads_as_much_of_a_product_as_the_generator_did(finishe
         assert f"max_length={tokens}," in card
 
 
+def test_cards_name_the_tags_of_this_run_and_say_whose_others_are(finished, tmp_path):
+    """An earlier run's tags stay, since somebody may load by them."""
+    run = configured(finished, tmp_path / "run")
+    shutil.rmtree(run.round_folder(1) / "generator")  # as `kept_models` does; its retriever stays
+    rest = "; any other `round-…` tag is of an earlier upload."
+    cards = cards_by_kind(run, 2)
+    assert "have the tags `round-0`, `round-1`, `round-2`" + rest in joined(cards["retriever"])
+    assert "have the tags `round-0`, `round-2`" + rest in joined(cards["generator"])
+    run.metrics["rounds"][1]["kept"] = False
+    assert "have the tags `round-0`, `round-2`" + rest in joined(cards_by_kind(run, 0)["retriever"])
+
+
 def test_cards_of_an_attack_speak_of_it(finished):
-    cards = {
-        kind: " ".join(card.split()) for kind, card in cards_by_kind(read_run(finished), 2).items()
-    }
+    cards = {kind: joined(card) for kind, card in cards_by_kind(read_run(finished), 2).items()}
     assert "trained against a generator of queries" in cards["retriever"]
     assert "trained by policy gradient" in cards["generator"]
     assert "by the generator that attacked the retriever |" in cards["queries"]
