@@ -1,7 +1,6 @@
 """The generator G: a sequence-to-sequence model that reads a product and writes queries for it."""
 
 import hashlib
-import json
 import logging
 import re
 from collections import Counter
@@ -14,6 +13,8 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig, PeftModel, TaskType
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from transformers import (
@@ -32,6 +33,7 @@ from agr_trl.config import LoraArguments, SamplingArguments, WarmUpArguments
 from agr_trl.data import RelevanceDataset
 from agr_trl.dropout import disable_dropout
 from agr_trl.errors import UserError
+from agr_trl.files import read_json
 from agr_trl.loading import (
     LOADING_ERRORS,
     load_config,
@@ -49,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILES = [ADAPTER_WEIGHTS, "*.json", "*.txt", "*.model"]  # its own and the tokenizer's
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _NUMBER = re.compile(r"[\d.,/]+")
 _SHORT = re.compile(r"[^\W\d_]{1,3}\W*(s\W*)?")
@@ -57,20 +60,44 @@ _SHORT = re.compile(r"[^\W\d_]{1,3}\W*(s\W*)?")
 def load_generator(
     name_or_path: str,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
-    """Load a full model, or a folder with a LoRA adapter over its base model, ready to train on.
+    """Load a full model, or a LoRA adapter over its base model, from a folder or from the Hub.
 
-    An adapter stays an adapter, so that switching it off gives the model below, the anchor of the
-    KL term. Weights are float32 whatever they are stored in. Raises `UserError` when there is no
-    encoder-decoder, or the adapter's base is gone or another one.
+    Both are ready to train on. An adapter stays an adapter, so that switching it off gives the
+    model below, the anchor of the KL term. Weights are float32 whatever they are stored in. Raises
+    `UserError` when there is no encoder-decoder, or the adapter's base is gone or another one.
+    """
+    folder = _adapter_folder(name_or_path)
+    path, revision = _model_below(folder) if folder else (resolve_model_name(name_or_path), "main")
+    if not load_config(path, revision).is_encoder_decoder:
+        raise UserError(f"`{path}` is no encoder-decoder; the generator must be one, such as T5")
+    model = load_model(AutoModelForSeq2SeqLM, path, revision=revision)
+    tokenizer = load_tokenizer(str(folder or path), model)
+    return _with_adapter(model, folder, path) if folder else model, tokenizer
+
+
+def _adapter_folder(name_or_path: str, revision: str = "main") -> Path | None:
+    """Return the folder of an adapter, downloaded where a repository on the Hub holds it alone.
+
+    None for a full model, and for what is not found: loading it says why.
     """
     folder = Path(name_or_path)
-    is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    path = _adapter_base(folder) if is_adapter else resolve_model_name(name_or_path)
-    if not load_config(path).is_encoder_decoder:
-        raise UserError(f"`{path}` is no encoder-decoder; the generator must be one, such as T5")
-    model = load_model(AutoModelForSeq2SeqLM, path)
-    tokenizer = load_tokenizer(name_or_path if is_adapter else path, model)
-    return _with_adapter(model, folder, path) if is_adapter else model, tokenizer
+    if (folder / ADAPTER_CONFIG).is_file():
+        return folder
+    name = resolve_model_name(name_or_path)
+    if Path(name).exists():
+        return None
+    try:
+        hf_hub_download(name, "config.json", revision=revision)
+        return None
+    except EntryNotFoundError:  # there or, offline, in the cache
+        pass
+    except (OSError, ValueError):
+        return None
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=ADAPTER_FILES))
+    except (OSError, ValueError):
+        return None
+    return folder if (folder / ADAPTER_CONFIG).is_file() else None
 
 
 def _with_adapter(model: PreTrainedModel, folder: Path, base: str) -> PeftModel:
@@ -86,38 +113,56 @@ def _with_adapter(model: PreTrainedModel, folder: Path, base: str) -> PeftModel:
         ) from error
 
 
-def _adapter_base(folder: Path) -> str:
-    """Return the model below an adapter: that of its own run, else the recorded one.
+def recorded_base(folder: Path) -> tuple[str, str]:
+    """Return the model that an adapter says it stands on: name or folder, and revision.
+
+    Raises `UserError` where the adapter's settings are damaged or name none.
+    """
+    file = folder / ADAPTER_CONFIG
+    recorded = read_json(file)
+    if not isinstance(recorded, dict) or not recorded.get("base_model_name_or_path"):
+        raise UserError(
+            f"`{file}` names no base model (`base_model_name_or_path`); copy or train the adapter "
+            "again"
+        )
+    return str(recorded["base_model_name_or_path"]), str(recorded.get("revision") or "main")
+
+
+def _model_below(folder: Path) -> tuple[str, str]:
+    """Return the model below an adapter and its revision: that of its own run, else the recorded.
 
     A run that was copied or moved still records where it was, where another may be by now.
     """
-    recorded = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    name: str = recorded["base_model_name_or_path"]
+    name, revision = recorded_base(folder)
     in_run = Path("round_00", "generator")
     beside = folder.parent.parent / in_run
     is_of_a_run = Path(name).parts[-2:] == in_run.parts
     if is_of_a_run and (beside / "config.json").is_file():
-        return str(beside)
+        return str(beside), "main"
     try:
-        return resolve_model_name(name)
+        return resolve_model_name(name), revision
     except UserError as error:
         raise UserError(f"the base model of adapter `{folder}` is gone: {error}") from error
 
 
-def weights_fingerprint(name_or_path: str) -> str:
+def weights_fingerprint(name_or_path: str, revision: str = "main") -> str:
     """Return what tells a generator's weights from others that come to the same place.
 
     The sha256 (hex) of a folder's weights, for an adapter those below it too; a Hub model's commit.
     """
-    folder = Path(name_or_path)
+    adapter = _adapter_folder(name_or_path, revision)
+    name = str(adapter or resolve_model_name(name_or_path))
+    folder = Path(name)
     if not folder.is_dir():
-        return str(load_config(resolve_model_name(name_or_path))._commit_hash)
+        load_config(name, revision)  # or says why it cannot
+        # transformers keeps no commit beside a configuration any more; the cache's folder is one.
+        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
         with file.open("rb") as weights:
             digest.update(hashlib.file_digest(weights, "sha256").digest())
-    if (folder / ADAPTER_CONFIG).is_file():
-        digest.update(weights_fingerprint(_adapter_base(folder)).encode())
+    if adapter:
+        digest.update(weights_fingerprint(*_model_below(adapter)).encode())
     return digest.hexdigest()
 
 

@@ -23,7 +23,7 @@ from agr_trl.app import open_run, require_gradio, table_contents
 from agr_trl.config import HubArguments, as_yaml
 from agr_trl.errors import UserError
 from agr_trl.files import read_json
-from agr_trl.generator import ADAPTER_CONFIG, save_merged_generator
+from agr_trl.generator import ADAPTER_CONFIG, recorded_base, save_merged_generator
 from agr_trl.hub_repository import (
     Files,
     Repository,
@@ -118,7 +118,7 @@ def publish_folder(folder: Path, args: TrainingArguments, token: str) -> None:
         repository = Repository(HfApi(token=token), args.hub_model_id, "model", folder, token)
         repository.create(bool(args.hub_private_repo))
         base = _adapter_base(folder)
-        if base is not None and hub_name(base) is None:
+        if base is not None and hub_name(base[0]) is None:
             save_merged_generator(folder, Path(made))
             folder, base = Path(made), None
         files = _model_files(folder)
@@ -128,8 +128,7 @@ def publish_folder(folder: Path, args: TrainingArguments, token: str) -> None:
         config = {} if base is not None else read_json(folder / "config.json")
         is_generator = bool(base or config.get("is_encoder_decoder"))
         if is_generator:
-            below = None if base is None else (base, "main")
-            card = generator_card(args.hub_model_id, record, 0, "unknown", below)
+            card = generator_card(args.hub_model_id, record, 0, "unknown", base)
         else:
             card = retriever_card(args.hub_model_id, record, 0, "unknown")
         files |= _card_files(card, record, "generator" if is_generator else "retriever")
@@ -246,8 +245,8 @@ def _push_generators(repository: Repository, run: RunRecord, merged: bool, licen
             else:
                 save_merged_generator(folder, Path(made))
                 files = _model_files(Path(made))
-            if ADAPTER_CONFIG in files:
-                base = _published_base(str(local_base), repository.repo_id, warm_up)
+            if ADAPTER_CONFIG in files and local_base is not None:
+                base = _published_base(*local_base, repository.repo_id, warm_up)
                 files[ADAPTER_CONFIG] = _json_with(
                     files[ADAPTER_CONFIG], base_model_name_or_path=base[0], revision=base[1]
                 )
@@ -257,10 +256,12 @@ def _push_generators(repository: Repository, run: RunRecord, merged: bool, licen
         warm_up = oid if not number else warm_up
 
 
-def _published_base(local: str, repo_id: str, warm_up: str | None) -> tuple[str, str]:
+def _published_base(
+    local: str, revision: str, repo_id: str, warm_up: str | None
+) -> tuple[str, str]:
     """Return the name and revision on the Hub of the model below an adapter."""
     if hub_name(local) is not None:
-        return local, "main"
+        return local, revision
     if Path(local).parts[-2:] != ("round_00", "generator") or warm_up is None:
         raise UserError(
             "the generator's adapter stands on a model outside this run folder, so the adapter "
@@ -298,10 +299,9 @@ def _model_files(folder: Path) -> Files:
     }
 
 
-def _adapter_base(folder: Path) -> str | None:
-    """Return the model that an adapter folder stands on, None for a full model."""
-    file = folder / ADAPTER_CONFIG
-    return str(read_json(file)["base_model_name_or_path"]) if file.is_file() else None
+def _adapter_base(folder: Path) -> tuple[str, str] | None:
+    """Return the model that an adapter folder stands on and its revision, None for a full model."""
+    return recorded_base(folder) if (folder / ADAPTER_CONFIG).is_file() else None
 
 
 def _json_with(file: Path | bytes, **values: object) -> bytes:

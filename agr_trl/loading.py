@@ -47,10 +47,10 @@ def resolve_model_name(name_or_path: str) -> str:
     return name_or_path
 
 
-def load_config(name_or_path: str) -> PreTrainedConfig:
+def load_config(name_or_path: str, revision: str = "main") -> PreTrainedConfig:
     """Read a model's configuration; raises `UserError` where there is no such model."""
     try:
-        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise UserError(f"cannot load model `{name_or_path}`: {brief(error)}") from error
 

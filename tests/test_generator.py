@@ -246,6 +246,21 @@ def test_the_base_beside_is_not_taken_for_another_model(tmp_path):
         load_generator(str(adapter))
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"base_model_name_or_path": ', "is not valid JSON"),
+        ('{"base_model_name_or_path": null}', "names no base model"),
+        ("[]", "names no base model"),
+    ],
+)
+def test_a_damaged_adapter_is_named(text, says, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(text)
+    for read in (load_generator, weights_fingerprint):
+        with pytest.raises(UserError, match=f"{tmp_path}/adapter_config.json` {says}"):
+            read(str(tmp_path))
+
+
 def test_what_is_no_generator_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no model"):
         load_generator(str(tmp_path))

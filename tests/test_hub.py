@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from hub_server import TOKEN, hub_server
+from hub_server import Repository as StoredRepository
 from huggingface_hub import CommitOperationDelete, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from markdown_it import MarkdownIt
@@ -284,6 +285,39 @@ def test_the_published_adapter_gives_the_logits_of_the_merged_generator(used, fi
     with torch.no_grad():
         expected = model(**inputs, decoder_input_ids=torch.tensor([[0]])).logits[0, 0, :8]
     np.testing.assert_allclose(used["logits"], expected, atol=1e-4)
+
+
+def test_published_generators_load_by_name_and_from_the_cache(
+    used, hub, finished, tmp_path, monkeypatch
+):
+    # `main` of the first holds an adapter alone, whose base is an earlier commit there.
+    adapter = hub.model("user/toy-generator").files()
+    broken = {
+        "user/pickled": {"adapter_model.safetensors": None, "adapter_model.bin": b"x"},
+        "user/baseless": {"adapter_config.json": b'{"base_model_name_or_path": null}'},
+    }
+    for name, changes in broken.items():
+        repository = StoredRepository(private=False)
+        files = {path: (content, False) for path, content in (adapter | changes).items() if content}
+        repository.commit("main", files)
+        monkeypatch.setitem(hub.repositories, ("model", name), repository)
+    home = tmp_path
+    script, output = SCRIPTS / "load_published_generators.py", home / "out.json"
+    first = hub.model("user/toy-generator").files("round-0")  # a full model
+    monkeypatch.setitem(hub.repositories, ("model", "user/full"), StoredRepository(False))
+    files = {path: (content, False) for path, content in first.items()}
+    commit = hub.model("user/full").commit("main", files)
+    names = ["user/toy-generator", "user/full", *broken, "user/nowhere"]
+    result = client(hub, home, script, output, *names)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for answers in read_json(output).values():
+        kind, fingerprint, *logits = answers["user/toy-generator"]
+        assert kind == "PeftModelForSeq2SeqLM" and re.fullmatch(r"[0-9a-f]{64}", fingerprint)
+        np.testing.assert_allclose(logits, used["logits"], atol=1e-4)
+        assert answers["user/full"][1] == commit
+        assert "has no adapter_model.safetensors" in answers["user/pickled"]
+        assert "adapter_config.json` names no base model" in answers["user/baseless"]
+        assert "cannot load model `user/nowhere`" in answers["user/nowhere"]
 
 
 def test_snippets_of_the_cards_run(used):
