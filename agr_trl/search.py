@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import Stemmer
+from filelock import FileLock
 from scipy.special import expit
 
 from agr_trl.data import RelevanceDataset
@@ -209,7 +210,8 @@ class _Numbers(dict[str, int]):
 def load_index(documents: Sequence[str], folder: str | None = None) -> BM25Index:
     """Return the BM25 index of a catalogue; with a folder it is built there once and then opened.
 
-    Raises `UserError` where the folder holds an index of another catalogue.
+    A job that finds another one building waits for its index. Raises `UserError` where the folder
+    holds an index of another catalogue.
     """
     if folder is None:
         return BM25Index(documents)
@@ -218,9 +220,20 @@ def load_index(documents: Sequence[str], folder: str | None = None) -> BM25Index
     is_there = Path(folder).is_dir()
     wait_for_everyone()
     if not is_there and is_main_process():
-        BM25Index(documents).save(Path(folder), documents)
+        _build_once(Path(folder), documents)
     wait_for_everyone()
     return BM25Index.open(Path(folder), documents)
+
+
+def _build_once(folder: Path, documents: Sequence[str]) -> None:
+    """Build an index on disk unless another job does, which is waited for.
+
+    The operating system frees the lock with the process, so a killed job holds nothing.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not folder.is_dir():
+            BM25Index(documents).save(folder, documents)
 
 
 def _catalogue_of(documents: Sequence[str]) -> dict[str, Any]:

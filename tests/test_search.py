@@ -4,6 +4,8 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -256,6 +258,28 @@ def test_an_index_of_something_else_is_refused(tmp_path, monkeypatch) -> None:
         load_index(DOCUMENTS, str(folder))
     with pytest.raises(UserError, match="holds no BM25 index"):
         load_index(DOCUMENTS, str(tmp_path))
+
+
+def test_a_job_waits_for_the_index_that_another_builds(tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "new" / "index"
+    save, saved = BM25Index.save, []
+
+    def save_slowly(index, *where):
+        saved.append(where)
+        if len(saved) == 1:  # the other job comes while this one writes
+            other.start()
+            time.sleep(0.5)
+        save(index, *where)
+
+    monkeypatch.setattr(BM25Index, "save", save_slowly)
+    opened = []
+    other = threading.Thread(
+        target=lambda: opened.append(load_index(DOCUMENTS, str(folder))), daemon=True
+    )
+    opened.append(load_index(DOCUMENTS, str(folder)))
+    other.join(timeout=60)
+    assert [len(index) for index in opened] == [len(DOCUMENTS)] * 2
+    assert len(saved) == 1
 
 
 def test_a_build_that_was_stopped_leaves_no_index(tmp_path, monkeypatch) -> None:
