@@ -2,8 +2,11 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from uuid import uuid4
 
 import pandas as pd
 
@@ -11,17 +14,9 @@ from agr_trl.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either absent (or old) or whole: temporary file, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)  # half a file, where the disk was full
+    """Write a file so that it is either absent (or old) or whole."""
+    with _replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -30,14 +25,28 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
-    """Write a table without its index under another name, then rename it: absent, old or whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    """Write a table without its index so that the file is absent, old or whole."""
+    with _replacing(path) as file:
         table.to_parquet(file, index=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that becomes `path` when the body has ended well: fsync, rename.
+
+    Its name is nobody else's, since jobs of several machines may write to one folder, and begins
+    with a dot, so that who reads the folder leaves it out.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # half a file, where the disk was full
 
 
 def read_json(path: Path) -> Any:

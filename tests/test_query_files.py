@@ -11,6 +11,7 @@ from toy_shop import PROMPTS, save_generator
 
 from agr_trl import query_files
 from agr_trl.config import SamplingArguments
+from agr_trl.files import write_parquet
 from agr_trl.query_files import write_query_files
 
 SETTINGS = SamplingArguments(queries_per_product=3, max_query_tokens=4)
@@ -75,11 +76,34 @@ def test_a_stop_within_a_chunk_costs_that_chunk(generator, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         write(generator, folder)
     assert [path.name for path in folder.iterdir()] == ["queries-00000.parquet"]
-    # Half a file, as a killed process leaves it, does not count as the chunk.
-    (folder / "queries-00001.partial").write_bytes(b"PAR1 and no more")
+    # Half a file, as a killed process leaves it, does not count as the chunk, nor as a table.
+    half = folder / ".queries-00001.parquet.0.tmp"
+    half.write_bytes(b"PAR1 and no more")
     write(generator, folder)
     assert len(calls) == 4
+    assert len(pd.read_parquet(folder)) == 18
+    half.unlink()
     assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_jobs_that_write_the_same_chunk_do_not_break_each_other(tmp_path, monkeypatch):
+    table, path = pd.DataFrame({"query": ["red chair"] * 3}), tmp_path / "queries-00000.parquet"
+    write_whole, written = pd.DataFrame.to_parquet, []
+
+    def write_while_another_does(frame, file, **options):
+        written.append(file.name)
+        if len(written) == 1:
+            file.write(b"PAR1 and no more")
+            write_parquet(path, table)  # the other job begins and ends meanwhile
+            assert pd.read_parquet(path).equals(table)
+            file.seek(0)
+        write_whole(frame, file, **options)
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", write_while_another_does)
+    write_parquet(path, table)
+    assert len(set(written)) == 2
+    assert pd.read_parquet(path).equals(table)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_whole_folder_needs_no_generator(generator, tmp_path):
