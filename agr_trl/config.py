@@ -199,6 +199,9 @@ class PromptArguments:
         default=128, metadata={"help": "Tokens of a prompt; the rest is cut"}
     )
 
+    def __post_init__(self) -> None:
+        _check_ranges(self, max_prompt_tokens=(1, inf))
+
 
 @dataclass
 class GeneratorArguments(PromptArguments):
@@ -235,6 +238,7 @@ class WarmUpArguments(GeneratorArguments):
     new_vocabulary_size: int = field(default=4_000, metadata={"help": "Word pieces of a 'new' T5"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         counts = ("pseudo_queries_per_product", "max_pseudo_queries", "gold_repeats")
         _check_ranges(self, max_query_tokens=(1, inf), **dict.fromkeys(counts, (0, inf)))
 
@@ -369,9 +373,27 @@ class QueryFileArguments(GeneratorArguments, SamplingArguments):
     shard_index: int = field(default=0, metadata={"help": "Which of these jobs this is, from 0"})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        GeneratorArguments.__post_init__(self)
+        SamplingArguments.__post_init__(self)
         _check_ranges(self, products=(0, inf), num_shards=(1, inf))
         _check_ranges(self, shard_index=(0, self.num_shards - 1))
+
+
+@dataclass
+class SearchArguments:
+    """How many products a search reads and shows, and how it ranks them."""
+
+    top_k: int = field(default=10, metadata={"help": "Products to print"})
+    candidates: int = field(
+        default=100, metadata={"help": "BM25 products that the retriever reads"}
+    )
+    blend_weight: float | None = field(
+        default=None,
+        metadata={"help": "Retriever's share beside BM25; default: the model's own, else 1"},
+    )
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, top_k=(1, inf), candidates=(1, inf), blend_weight=(0, 1))
 
 
 @dataclass

@@ -7,7 +7,7 @@ python recipes/search.py --interactive
 import sys
 from dataclasses import dataclass, field
 
-from agr_trl.config import DataArguments, parse_recipe
+from agr_trl.config import DataArguments, SearchArguments, parse_recipe
 from agr_trl.errors import UserError
 from agr_trl.retriever import trained_retriever
 from agr_trl.runtime import require_model, run_recipe, start
@@ -27,14 +27,6 @@ class ScriptArguments:
     interactive: bool = field(
         default=False, metadata={"help": "Read one query a line until an empty one"}
     )
-    top_k: int = field(default=10, metadata={"help": "Products to print"})
-    candidates: int = field(
-        default=100, metadata={"help": "BM25 products that the retriever reads"}
-    )
-    blend_weight: float | None = field(
-        default=None,
-        metadata={"help": "Retriever's share beside BM25; default: the model's own, else 1"},
-    )
     retriever_bfloat16: bool = field(
         default=False,
         metadata={"help": "Let the retriever score in bfloat16: faster where the machine can"},
@@ -46,13 +38,13 @@ class ScriptArguments:
     seed: int = field(default=0, metadata={"help": "Unused here; kept for every recipe"})
 
 
-SECTIONS = {"": (DataArguments, ScriptArguments)}
+SECTIONS = {"": (DataArguments, SearchArguments, ScriptArguments)}
 
 
 def main() -> None:
     recipe = parse_recipe(SECTIONS, __file__, first_word="query")
     start(recipe[""].values["seed"])
-    data_args, args = recipe[""].build()
+    data_args, search_args, args = recipe[""].build()
     if not args.query.strip() and not args.interactive:
         raise UserError('give a query, `search.py "desk lamp"`, or `--interactive`')
     require_model(args.retriever_name_or_path, "train_retriever", recipe.is_demo)
@@ -60,16 +52,18 @@ def main() -> None:
     dataset = load_dataset(data_args)
     retriever = trained_retriever(args.retriever_name_or_path).to_device()
     retriever.bfloat16 = args.retriever_bfloat16
-    weight = args.blend_weight if args.blend_weight is not None else retriever.blend_weight
+    weight = search_args.blend_weight
+    if weight is None:
+        weight = retriever.blend_weight
     index = load_index(dataset.documents, args.index_dir)
     search = ProductSearch(dataset, index, retriever.score, weight)
     if args.query.strip():
-        show(search, args.query, args)
+        show(search, args.query, search_args)
     while args.interactive:
         query = read_query()
         if not query:
             return
-        show(search, query, args)
+        show(search, query, search_args)
 
 
 def read_query() -> str:
@@ -81,7 +75,7 @@ def read_query() -> str:
     return line.strip()
 
 
-def show(search: ProductSearch, query: str, args: ScriptArguments) -> None:
+def show(search: ProductSearch, query: str, args: SearchArguments) -> None:
     """Print the ranked products of one query."""
     found = search.search(query, k=args.top_k, candidates=args.candidates)
     if found.empty:

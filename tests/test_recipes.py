@@ -344,6 +344,13 @@ def test_search_one_query(trained, shop, capsys):
         run_main("search", "  ", *words, f"--retriever_name_or_path={trained}")
 
 
+@pytest.mark.parametrize("setting", ["top_k=0", "top_k=-1", "candidates=-1"])
+def test_a_search_for_no_product_is_refused_before_a_model_loads(setting):
+    name, value = setting.split("=")
+    with pytest.raises(UserError, match=f"`{name}` is {value}; it must be at least 1"):
+        run_main("search", "red chair", f"--{setting}", "--retriever_name_or_path=runs/nowhere")
+
+
 def test_search_and_evaluation_share_an_index_on_disk(trained, shop, tmp_path, capsys):
     words = ["--dataset_format=beir", f"--dataset_path={shop}"]
     words += [f"--retriever_name_or_path={trained}"]
