@@ -39,6 +39,7 @@ SHOWN_PRODUCTS = 10
 OFFERED_PRODUCTS = 30
 EXAMPLE_QUERIES = 8
 ROWS_PER_PAGE = 20
+MAX_CHARACTERS = 200  # of what is typed
 PRECISIONS = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
 SYSTEMS = ("bm25", "supervised", "adversarial")
 
@@ -184,8 +185,13 @@ class FinishedRun:
         return queries.groupby(queries["query"].map(_key))["query_id"].agg(list).to_dict()
 
     def example_queries(self) -> list[str]:
-        """Return some judged queries with a relevant product, of test where there is one."""
+        """Return some judged queries with a relevant product, of test where there is one.
+
+        None is longer than what is typed may be: cut, it would be a query that nobody judged.
+        """
+        fits = self.dataset.queries["query"].str.len() <= MAX_CHARACTERS
         rows = self.dataset.judgements[self.dataset.judgements["label"] >= 0.5]
+        rows = rows[rows["query_id"].isin(self.dataset.queries.loc[fits, "query_id"])]
         splits = [split for split in ("test", "dev", "train") if (rows["split"] == split).any()]
         ids = rows.loc[rows["split"] == splits[0], "query_id"].unique() if splits else []
         queries = self.dataset.queries.set_index("query_id").loc[ids, "query"].drop_duplicates()

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from agr_trl.app import CANDIDATES, ROWS_PER_PAGE, SHOWN_PRODUCTS, FinishedRun
+from agr_trl.app import CANDIDATES, MAX_CHARACTERS, ROWS_PER_PAGE, SHOWN_PRODUCTS, FinishedRun
 from agr_trl.errors import UserError
 from agr_trl.report import page_environment, report_content
 from agr_trl.report_text import visible
@@ -23,7 +23,6 @@ MODELS: dict[str, Any] = {  # one answer of theirs at a time
     "concurrency_limit": 1,
 }
 NARROW = 260  # pixels: on a phone two such boxes stand one below the other
-MAX_CHARACTERS = 200  # of what is typed
 MAX_QUERIES = 16  # that are written for a product at a time
 
 TEMPLATE: Any = page_environment().get_template("app.html.j2").module

@@ -277,6 +277,19 @@ def _min_max(scores: np.ndarray) -> np.ndarray:
     return (scores - low) / (high - low) if high > low else np.zeros_like(scores)
 
 
+def check_query(query: str) -> None:
+    """Raise `UserError` for a blank query, and for one that no tokenizer takes for text.
+
+    Python gives bytes of a command line that are not UTF-8 as halves of characters.
+    """
+    if not query.strip():
+        raise UserError("the query is blank; type at least one word")
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the query {query!r} is not UTF-8 text; type it in UTF-8") from None
+
+
 class ProductSearch:
     """Search a catalogue: BM25's best candidates, ranked by the retriever or by the blend."""
 
@@ -308,10 +321,9 @@ class ProductSearch:
         `rank` starts at 1, `score` (the order) is the blend or the probability, both in [0, 1].
         Only products that share a word with the query are candidates, so there may be fewer than
         `k` rows and, for a query of unknown words, none. Equal scores keep BM25's order. Raises
-        `UserError` for a blank query.
+        `UserError` for what `check_query` refuses.
         """
-        if not query.strip():
-            raise UserError("the query is blank; type at least one word")
+        check_query(query)
         indices, bm25_scores = (row[0] for row in self._index.top([query], max(k, candidates)))
         indices, bm25_scores = indices[bm25_scores > 0], bm25_scores[bm25_scores > 0]
         documents = [self._documents[i] for i in indices]

@@ -11,7 +11,7 @@ from agr_trl.config import DataArguments, SearchArguments, parse_recipe
 from agr_trl.errors import UserError
 from agr_trl.retriever import trained_retriever
 from agr_trl.runtime import require_model, run_recipe, start
-from agr_trl.search import ProductSearch, load_index
+from agr_trl.search import ProductSearch, check_query, load_index
 from agr_trl.stages import load_dataset
 from agr_trl.terminal import terminal_text
 
@@ -47,6 +47,8 @@ def main() -> None:
     data_args, search_args, args = recipe[""].build()
     if not args.query.strip() and not args.interactive:
         raise UserError('give a query, `search.py "desk lamp"`, or `--interactive`')
+    if args.query.strip():
+        check_query(args.query)
     require_model(args.retriever_name_or_path, "train_retriever", recipe.is_demo)
 
     dataset = load_dataset(data_args)
@@ -72,6 +74,8 @@ def read_query() -> str:
         line = input("query> ") if sys.stdin.isatty() else sys.stdin.readline()
     except EOFError:  # Ctrl-D
         line = ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"the query is not UTF-8 text ({error}); type it in UTF-8") from None
     return line.strip()
 
 

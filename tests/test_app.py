@@ -164,6 +164,16 @@ def test_attack_looks_at_each_query_that_the_generator_writes(run, monkeypatch):
     assert rows[0]["probabilities"]["supervised"] == pytest.approx(float(expit(p)[0]), abs=1e-5)
 
 
+def test_example_queries_are_none_that_the_app_would_cut(run, monkeypatch):
+    long = "white lamp " * 20  # 220 characters; the box takes 200
+    queries = run.dataset.queries.replace({"query": {"white lamp": long}})
+    monkeypatch.setattr(run, "dataset", replace(run.dataset, queries=queries))
+    assert run.example_queries() == ["green chair"]
+    queries = queries.replace({"query": {"green chair": long[:200].strip()}})
+    monkeypatch.setattr(run, "dataset", replace(run.dataset, queries=queries))
+    assert run.example_queries() == [long[:200].strip()]
+
+
 @pytest.mark.parametrize(
     ("source", "best", "tokens"),
     [("adversarial", 1, 9), ("adversarial", 0, 24), ("warm_up", 1, 24)],

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -349,6 +350,20 @@ def test_a_search_for_no_product_is_refused_before_a_model_loads(setting):
     name, value = setting.split("=")
     with pytest.raises(UserError, match=f"`{name}` is {value}; it must be at least 1"):
         run_main("search", "red chair", f"--{setting}", "--retriever_name_or_path=runs/nowhere")
+
+
+def test_a_query_that_is_not_utf_8_is_one_line(trained, shop, monkeypatch):
+    words = ["--dataset_format=beir", f"--dataset_path={shop}"]
+    latin = "café".encode("latin-1")
+    with pytest.raises(UserError, match=r"the query 'caf\\udce9' is not UTF-8 text; type it in"):
+        # As Python gives it on a command line, before the model is looked for.
+        run_main("search", os.fsdecode(latin), *words, "--retriever_name_or_path=runs/nowhere")
+    words += [f"--retriever_name_or_path={trained}", "--interactive"]
+    for errors in ("strict", "surrogateescape"):  # the latter where the locale is C
+        typed = io.TextIOWrapper(io.BytesIO(latin + b"\n"), encoding="utf-8", errors=errors)
+        monkeypatch.setattr(sys, "stdin", typed)
+        with pytest.raises(UserError, match=r"the query .*is not UTF-8 text"):
+            run_main("search", *words)
 
 
 def test_search_and_evaluation_share_an_index_on_disk(trained, shop, tmp_path, capsys):
