@@ -48,7 +48,7 @@ from agr_trl.errors import UserError
 from agr_trl.evaluation import RANKING_METRICS, Metrics, score_candidates
 from agr_trl.files import read_json, write_json, write_parquet
 from agr_trl.generator import (
-    judged_query_pairs,
+    dev_query_pairs,
     load_generator,
     new_or_loaded_generator,
     save_merged_generator,
@@ -263,7 +263,8 @@ class AdversarialRun:
                 shutil.rmtree(self.round_folder(past) / name, ignore_errors=True)
 
     def _warm_up(self, target: Path, number: int) -> None:
-        dev = judged_query_pairs(self.dataset, "dev")
+        is_evaluated = self.recipe["warm_up"].values["eval_strategy"] != "no"
+        dev = dev_query_pairs(self.dataset, is_evaluated=is_evaluated)
         self._write_warm_generator(target, self.warm_up_args, dev)
 
     def warm_up_on_titles(self, target: Path, steps: int) -> None:

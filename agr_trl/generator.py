@@ -325,6 +325,20 @@ def judged_query_pairs(dataset: RelevanceDataset, split: str) -> pd.DataFrame:
     )
 
 
+def dev_query_pairs(dataset: RelevanceDataset, *, is_evaluated: bool = True) -> pd.DataFrame | None:
+    """Return dev's relevant pairs as `judged_query_pairs`; None if there are none nor any need.
+
+    Raises `UserError` where there are none and the warm-up is evaluated.
+    """
+    pairs = judged_query_pairs(dataset, "dev")
+    if pairs.empty and is_evaluated:
+        raise UserError(
+            "split 'dev' has no relevant pair, so the warm-up cannot be evaluated; judge some "
+            "relevant, or lower `relevant_grade`"
+        )
+    return None if pairs.empty else pairs
+
+
 # --- Writing queries ----------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from transformers import Seq2SeqTrainingArguments
 from agr_trl.config import DataArguments, Recipe, WarmUpArguments, parse_recipe
 from agr_trl.files import write_json
 from agr_trl.generator import (
-    judged_query_pairs,
+    dev_query_pairs,
     new_or_loaded_generator,
     warm_up_pairs,
     warm_up_trainer,
@@ -38,7 +38,7 @@ def train(recipe: Recipe) -> None:
     dataset = load_dataset(data_args)
     begin_run_folder(recipe, Path(args.output_dir), dataset)
     pairs = warm_up_pairs(dataset, warm_up_args, args.seed)
-    dev = judged_query_pairs(dataset, "dev")
+    dev = dev_query_pairs(dataset)
 
     # 2. Model and trainer
     model, tokenizer = new_or_loaded_generator(warm_up_args, dataset)

@@ -679,6 +679,18 @@ def test_rankings_are_no_dev_metric_where_dev_has_nothing_relevant(shop, tmp_pat
         build_run(config, tmp_path / "run")
 
 
+def test_a_warm_up_needs_relevant_dev_pairs_only_to_be_evaluated(shop, tmp_path):
+    data = shutil.copytree(shop, tmp_path / "beir")
+    dev = pd.read_csv(data / "qrels" / "dev.tsv", sep="\t")
+    dev.assign(score=0).to_csv(data / "qrels" / "dev.tsv", sep="\t", index=False)
+    config = write_loop_config(tmp_path / "run.yaml", data, dev_metric="accuracy")
+    build_run(config, tmp_path / "run")._warm_up(tmp_path / "generator", 0)
+    assert (tmp_path / "generator" / "model.safetensors").is_file()
+    words = ("--warm_up.eval_strategy=steps", "--warm_up.eval_steps=1")
+    with pytest.raises(UserError, match="split 'dev' has no relevant pair"):
+        build_run(config, tmp_path / "run", *words)._warm_up(tmp_path / "other", 0)
+
+
 def test_area_is_no_dev_metric_where_dev_has_one_class(shop, tmp_path):
     data = shutil.copytree(shop, tmp_path / "beir")
     dev = pd.read_csv(data / "qrels" / "dev.tsv", sep="\t")

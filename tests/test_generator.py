@@ -27,6 +27,7 @@ from agr_trl.data import RelevanceDataset
 from agr_trl.errors import UserError
 from agr_trl.generator import (
     _title_words,
+    dev_query_pairs,
     generator_lora,
     judged_query_pairs,
     load_generator,
@@ -360,6 +361,17 @@ def test_warm_up_pairs_are_gold_repeated_and_pseudo():
     nothing = WarmUpArguments(gold_repeats=0, pseudo_queries_per_product=0)
     with pytest.raises(UserError, match="has no pairs"):
         warm_up_pairs(build_dataset(), nothing, 0)
+
+
+def test_a_dev_split_without_relevant_pairs_is_named_or_done_without():
+    whole = build_dataset()
+    assert list(dev_query_pairs(whole)["query"]) == ["oak table"] * 2
+    judgements = whole.judgements.copy()
+    judgements.loc[judgements["split"] == "dev", ["label", "grade"]] = 0
+    dataset = replace(whole, judgements=judgements)
+    with pytest.raises(UserError, match="split 'dev' has no relevant pair, so the warm-up cannot"):
+        dev_query_pairs(dataset)
+    assert dev_query_pairs(dataset, is_evaluated=False) is None
 
 
 def test_a_new_generators_pieces_know_no_query_of_dev_or_test(tmp_path):

@@ -181,6 +181,18 @@ def test_warm_up_leaves_a_generator(stages):
     AutoModelForSeq2SeqLM.from_pretrained(stages / "warm_up_generator" / "generator")
 
 
+def test_a_dev_split_without_relevant_pairs_stops_before_a_model_is_built(
+    shop, tmp_path, monkeypatch
+):
+    copy = shutil.copytree(shop, tmp_path / "beir")
+    dev = pd.read_csv(copy / "qrels" / "dev.tsv", sep="\t").assign(score=0)
+    dev.to_csv(copy / "qrels" / "dev.tsv", sep="\t", index=False)
+    words = ["--dataset_format=beir", f"--dataset_path={copy}", f"--output_dir={tmp_path / 'run'}"]
+    monkeypatch.setattr("agr_trl.generator.build_small_t5", None)
+    with pytest.raises(UserError, match="split 'dev' has no relevant pair"):
+        run_main("warm_up_generator", *words, *tiny("warm_up_generator"))
+
+
 def test_train_generator_leaves_an_adapter_and_its_log(stages):
     folder = stages / "train_generator"
     adapter = read(folder / "generator" / "adapter_config.json")
