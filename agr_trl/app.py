@@ -3,6 +3,7 @@
 Nothing here knows of gradio: app_page.py lays these answers out, hub.py publishes them as a Space.
 """
 
+import socket
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,6 +40,7 @@ SHOWN_PRODUCTS = 10
 OFFERED_PRODUCTS = 30
 EXAMPLE_QUERIES = 8
 ROWS_PER_PAGE = 20
+MAX_PORT = 65_535
 MAX_CHARACTERS = 200  # of what is typed
 PRECISIONS = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
 SYSTEMS = ("bm25", "supervised", "adversarial")
@@ -53,9 +55,10 @@ def serve(
     """Show a finished run in a browser until the process is stopped.
 
     Without host and port gradio's environment decides, as on a Space. Raises `UserError` without
-    gradio, for a run that `FinishedRun` refuses, and for a port that is taken.
+    gradio, for a run that `FinishedRun` refuses, and for an address that cannot be served on.
     """
     require_gradio()
+    check_address(host, port)
     from agr_trl.app_page import launch
 
     launch(FinishedRun(run_folder, dataset_path), host, port)
@@ -65,6 +68,33 @@ def require_gradio() -> None:
     """Raise `UserError` where the app's extra is not installed."""
     if find_spec("gradio") is None:
         raise UserError('the app needs gradio; run `pip install -e ".[app]"`')
+
+
+def check_address(host: str | None, port: int | None) -> None:
+    """Raise `UserError` for a host or port that cannot be served on, before any model loads.
+
+    gradio takes whatever fails for a port that is taken.
+    """
+    if port is not None and not 1 <= port <= MAX_PORT:
+        raise UserError(f"`port` is {port}; it must be from 1 to {MAX_PORT}")
+    if host is None or port is None:  # gradio chooses
+        return
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise cannot_serve(host, port, error) from error
+
+
+def cannot_serve(host: str | None, port: int | None, error: Exception) -> UserError:
+    """Return the error of an address that cannot be served on."""
+    return UserError(
+        f"cannot serve the app: host `{host}`, port {port}: {error}; give another --host or --port"
+    )
 
 
 def open_run(folder: Path, dataset_path: str | None = None) -> tuple[RunRecord, AdversarialRun]:

@@ -5,13 +5,22 @@ and write out control characters. What gradio shows itself (the choices of a lis
 and passes `visible` here.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import gradio as gr
+import httpx  # gradio's client
 
-from agr_trl.app import CANDIDATES, MAX_CHARACTERS, ROWS_PER_PAGE, SHOWN_PRODUCTS, FinishedRun
+from agr_trl.app import (
+    CANDIDATES,
+    MAX_CHARACTERS,
+    ROWS_PER_PAGE,
+    SHOWN_PRODUCTS,
+    FinishedRun,
+    cannot_serve,
+)
 from agr_trl.errors import UserError
 from agr_trl.report import page_environment, report_content
 from agr_trl.report_text import visible
@@ -29,10 +38,15 @@ TEMPLATE: Any = page_environment().get_template("app.html.j2").module
 
 
 def launch(run: FinishedRun, host: str | None, port: int | None) -> None:
-    """Serve the page until the process is stopped; nothing is fetched from or told to anybody."""
+    """Serve the page until the process is stopped; nothing is fetched from or told to anybody.
+
+    Raises `UserError` where it cannot be served, or not reached from this machine.
+    """
+    page = build_page(run)
+    _bypass_proxy(host)
     try:
-        build_page(run).launch(
-            server_name=host,
+        page.launch(
+            server_name=f"[{host.strip('[]')}]" if host and ":" in host else host,
             server_port=port,
             share=False,
             ssr_mode=False,
@@ -40,8 +54,21 @@ def launch(run: FinishedRun, host: str | None, port: int | None) -> None:
             theme=_theme(),
             head=str(TEMPLATE.style()),
         )
-    except OSError as error:  # gradio's words name the port
-        raise UserError(f"cannot serve the app: {error}") from error
+    except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
+        raise cannot_serve(host, port, error) from error
+
+
+def _bypass_proxy(host: str | None) -> None:
+    """Let this process reach its own page, which gradio asks for, where HTTP_PROXY is set.
+
+    No proxy can reach it. Of the two names the environment has for the exceptions one hides the
+    other, so both get them all.
+    """
+    names = ("NO_PROXY", "no_proxy")
+    known = [part.strip() for name in names for part in os.environ.get(name, "").split(",")]
+    hosts = [*known, "127.0.0.1", "localhost", (host or "").strip("[]")]
+    for name in names:
+        os.environ[name] = ",".join(dict.fromkeys(filter(None, hosts)))
 
 
 def _theme() -> gr.themes.Base:

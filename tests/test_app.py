@@ -1,6 +1,7 @@
 """The app over a toy run: what it answers, its page in a browser, its Space on a Hub."""
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -12,8 +13,10 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener, urlopen
 
+import gradio
+import httpx
 import pandas as pd
 import pytest
 import yaml
@@ -45,7 +48,7 @@ from toy_runs import (
     write_loop_config,
 )
 
-from agr_trl import app, hub
+from agr_trl import app, app_page, hub
 from agr_trl.app import FinishedRun, open_run, read_tables, table_contents
 from agr_trl.errors import UserError
 
@@ -292,6 +295,49 @@ def test_a_port_that_is_taken_is_one_line(finished):
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot serve the app: .*{port}"):
             run_main("app", finished, f"--port={port}")
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "says"),
+    [
+        ("127.0.0.1", 70_000, "`port` is 70000; it must be from 1 to 65535"),
+        ("127.0.0.1", 0, "`port` is 0; it must be from 1 to 65535"),
+        ("192.0.2.1", 7_861, "host `192.0.2.1`, port 7861: .*; give another --host or --port"),
+        ("no..name", 7_861, "host `no..name`, port 7861: .*; give another --host or --port"),
+    ],
+)
+def test_an_address_that_cannot_be_served_on_is_named_before_a_model_loads(host, port, says):
+    with pytest.raises(UserError, match=says):
+        run_main("app", "runs/nowhere", f"--host={host}", f"--port={port}")
+
+
+def test_the_page_is_served_where_the_web_is_behind_a_proxy(run, monkeypatch):
+    proxy = f"http://127.0.0.1:{free_port()}"  # nobody is there
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, proxy)
+    monkeypatch.setenv("NO_PROXY", "intranet.example")
+    monkeypatch.setenv("no_proxy", "")
+    port, asked = free_port(), []
+    monkeypatch.setattr(gradio.Blocks, "block_thread", lambda page: asked.append(page.local_url))
+    try:
+        app_page.launch(run, "127.0.0.1", port)
+        assert asked == [f"http://127.0.0.1:{port}/"]
+        direct = build_opener(ProxyHandler({}))
+        assert "green chair" in direct.open(asked[0], timeout=10).read().decode()
+    finally:
+        gradio.close_all()
+    assert os.environ["NO_PROXY"] == "intranet.example,127.0.0.1,localhost"
+
+
+def test_what_gradio_cannot_serve_is_one_line(run, monkeypatch):
+    for error in (OSError("no port"), ValueError("no localhost"), httpx.ConnectError("refused")):
+
+        def fail(page, error=error, **settings):
+            raise error
+
+        monkeypatch.setattr(gradio.Blocks, "launch", fail)
+        with pytest.raises(UserError, match=f"host `127.0.0.1`, port 7861: {error}; give another"):
+            app_page.launch(run, "127.0.0.1", 7_861)
 
 
 def test_a_data_set_comes_back_from_its_tables(run, tmp_path):
