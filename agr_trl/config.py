@@ -37,7 +37,7 @@ NEVER_IN_A_SECTION = (
 )
 
 
-def _check_ranges(settings: Any, **ranges: tuple[float, float]) -> None:
+def check_ranges(settings: Any, **ranges: tuple[float, float]) -> None:
     """Raise `UserError` for a setting outside its (lowest, highest) value."""
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
@@ -176,7 +176,7 @@ class RetrieverArguments:
             *("hard_negatives", "random_negatives", "retriever_lora_rank", "frozen_layers"),
             "new_retriever_steps",
         )
-        _check_ranges(
+        check_ranges(
             self,
             max_pair_tokens=(1, inf),
             new_retriever_width=(1, inf),
@@ -200,7 +200,7 @@ class PromptArguments:
     )
 
     def __post_init__(self) -> None:
-        _check_ranges(self, max_prompt_tokens=(1, inf))
+        check_ranges(self, max_prompt_tokens=(1, inf))
 
 
 @dataclass
@@ -240,7 +240,7 @@ class WarmUpArguments(GeneratorArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         counts = ("pseudo_queries_per_product", "max_pseudo_queries", "gold_repeats")
-        _check_ranges(self, max_query_tokens=(1, inf), **dict.fromkeys(counts, (0, inf)))
+        check_ranges(self, max_query_tokens=(1, inf), **dict.fromkeys(counts, (0, inf)))
 
 
 @dataclass
@@ -257,7 +257,7 @@ class LoraArguments:
     )
 
     def __post_init__(self) -> None:
-        _check_ranges(self, lora_rank=(0, inf), lora_alpha=(1, inf))
+        check_ranges(self, lora_rank=(0, inf), lora_alpha=(1, inf))
 
 
 @dataclass
@@ -327,7 +327,7 @@ class RewardArguments:
     )
 
     def __post_init__(self) -> None:
-        _check_ranges(
+        check_ranges(
             self,
             loss_cap_nats=(0.01, inf),
             band_low=(0.01, 0.99),
@@ -355,7 +355,7 @@ class SamplingArguments:
 
     def __post_init__(self) -> None:
         counts = ("queries_per_product", "sampling_batch_size", "max_query_tokens")
-        _check_ranges(self, sampling_temperature=(0.01, inf), **dict.fromkeys(counts, (1, inf)))
+        check_ranges(self, sampling_temperature=(0.01, inf), **dict.fromkeys(counts, (1, inf)))
 
 
 @dataclass
@@ -375,8 +375,8 @@ class QueryFileArguments(GeneratorArguments, SamplingArguments):
     def __post_init__(self) -> None:
         GeneratorArguments.__post_init__(self)
         SamplingArguments.__post_init__(self)
-        _check_ranges(self, products=(0, inf), num_shards=(1, inf))
-        _check_ranges(self, shard_index=(0, self.num_shards - 1))
+        check_ranges(self, products=(0, inf), num_shards=(1, inf))
+        check_ranges(self, shard_index=(0, self.num_shards - 1))
 
 
 @dataclass
@@ -393,7 +393,7 @@ class SearchArguments:
     )
 
     def __post_init__(self) -> None:
-        _check_ranges(self, top_k=(1, inf), candidates=(1, inf), blend_weight=(0, 1))
+        check_ranges(self, top_k=(1, inf), candidates=(1, inf), blend_weight=(0, 1))
 
 
 @dataclass
@@ -519,7 +519,7 @@ class LoopArguments(SamplingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_ranges(
+        check_ranges(
             self,
             synthetic_queries_per_round=(1, inf),
             max_draws=(1, inf),
@@ -597,7 +597,7 @@ class ComparisonArguments:
     )
 
     def __post_init__(self) -> None:
-        _check_ranges(
+        check_ranges(
             self,
             seeds=(1, inf),
             folds=(2, inf),
@@ -654,7 +654,7 @@ class SweepArguments:
     trials: int = field(default=20, metadata={"help": "Trials in all; more may be asked for later"})
 
     def __post_init__(self) -> None:
-        _check_ranges(self, trials=(1, inf))
+        check_ranges(self, trials=(1, inf))
 
     @property
     def choices(self) -> dict[str, Any]:

@@ -8,12 +8,13 @@
 
 import logging
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Literal
 
 from scipy.special import logit
 
-from agr_trl.config import DataArguments, parse_recipe
+from agr_trl.config import DataArguments, check_ranges, parse_recipe
 from agr_trl.evaluation import METRIC_DEFINITION, format_table, score_candidates
 from agr_trl.files import write_json
 from agr_trl.relevance import load_relevance_scorer
@@ -45,6 +46,9 @@ class ScriptArguments:
         metadata={"help": "BM25 index on disk, built there once; default: built anew in memory"},
     )
     seed: int = field(default=0, metadata={"help": "Unused by the measures; kept for every recipe"})
+
+    def __post_init__(self) -> None:
+        check_ranges(self, blend_weight=(0, 1), top_k=(1, inf), max_pair_tokens=(1, inf))
 
 
 SECTIONS = {"": (DataArguments, ScriptArguments)}

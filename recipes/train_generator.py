@@ -6,6 +6,7 @@ accelerate launch recipes/train_generator.py --config recipes/wands/train_genera
 """
 
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from agr_trl.config import (
     RetrieverArguments,
     RewardArguments,
     SamplingArguments,
+    check_ranges,
     parse_recipe,
 )
 from agr_trl.generator import load_generator, sample_queries
@@ -34,6 +36,7 @@ from agr_trl.runtime import (
     train,
 )
 from agr_trl.search import BM25Index
+from agr_trl.seq2seq_trainer import check_arguments, check_prompts
 from agr_trl.stages import (
     acceptance_filter,
     attack_rewards,
@@ -55,6 +58,10 @@ class ScriptArguments(GeneratorArguments):
     )
     prompts: int = field(default=0, metadata={"help": "Products to train on (a sample); 0: all"})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, prompts=(0, inf))
+
 
 SECTIONS = {"": (DataArguments, ScriptArguments, LoraArguments, RewardArguments, RLOOConfig)}
 
@@ -62,6 +69,7 @@ SECTIONS = {"": (DataArguments, ScriptArguments, LoraArguments, RewardArguments,
 def main() -> None:
     recipe = parse_recipe(SECTIONS, __file__)
     start(recipe[""].values["seed"])
+    check_arguments(recipe[""].build()[-1], rewards=3)
     require_model(recipe[""].values["retriever_name_or_path"], "train_retriever", recipe.is_demo)
     require_model(recipe[""].values["generator_name_or_path"], "warm_up_generator", recipe.is_demo)
     with exclusive(Path(recipe[""].values["output_dir"])):
@@ -78,6 +86,7 @@ def attack(recipe: Recipe) -> None:
     prompts = catalogue_prompts(dataset)
     if script_args.prompts:
         prompts = prompts.sample(min(script_args.prompts, len(prompts)), random_state=args.seed)
+    check_prompts(args, len(prompts))
 
     # 2. The frozen retriever, S(q, d), and the policy
     retriever = trained_retriever(script_args.retriever_name_or_path)
