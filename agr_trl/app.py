@@ -80,14 +80,19 @@ def check_address(host: str | None, port: int | None) -> None:
     if host is None or port is None:  # gradio chooses
         return
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host.strip("[]"), port, type=socket.SOCK_STREAM
-        )[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except (OSError, UnicodeError) as error:
+        places = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:  # the latter for what can be no name
         raise cannot_serve(host, port, error) from error
+    reasons = []
+    for family, kind, _, _, address in places:  # one is enough: `localhost` may name two
+        try:
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+            return
+        except OSError as error:
+            reasons.append(error)
+    raise cannot_serve(host, port, reasons[-1])
 
 
 def cannot_serve(host: str | None, port: int | None, error: Exception) -> UserError:

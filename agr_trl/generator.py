@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
+from httpx2 import HTTPError
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig, PeftModel, TaskType
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+HUB_ERRORS = (OSError, ValueError, HTTPError)  # of a download; the second for what is no name
 ADAPTER_FILES = [ADAPTER_WEIGHTS, "*.json", "*.txt", "*.model"]  # its own and the tokenizer's
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _NUMBER = re.compile(r"[\d.,/]+")
@@ -91,11 +93,11 @@ def _adapter_folder(name_or_path: str, revision: str = "main") -> Path | None:
         return None
     except EntryNotFoundError:  # there or, offline, in the cache
         pass
-    except (OSError, ValueError):
+    except HUB_ERRORS:
         return None
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=ADAPTER_FILES))
-    except (OSError, ValueError):
+    except HUB_ERRORS:
         return None
     return folder if (folder / ADAPTER_CONFIG).is_file() else None
 

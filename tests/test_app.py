@@ -311,6 +311,17 @@ def test_an_address_that_cannot_be_served_on_is_named_before_a_model_loads(host,
         run_main("app", "runs/nowhere", f"--host={host}", f"--port={port}")
 
 
+def test_a_name_with_one_address_of_this_machine_is_served_on(monkeypatch):
+    """As `localhost` where it names an IPv6 address too and the machine has none."""
+    port = free_port()
+    places = [
+        (socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))
+        for host in ("192.0.2.1", "127.0.0.1")
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: places)
+    app.check_address("localhost", port)
+
+
 def test_the_page_is_served_where_the_web_is_behind_a_proxy(run, monkeypatch):
     proxy = f"http://127.0.0.1:{free_port()}"  # nobody is there
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):

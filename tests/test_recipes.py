@@ -358,10 +358,11 @@ def test_search_one_query(trained, shop, capsys):
 
 
 @pytest.mark.parametrize("setting", ["top_k=0", "top_k=-1", "candidates=-1"])
-def test_a_search_for_no_product_is_refused_before_a_model_loads(setting):
+def test_a_search_for_no_product_is_refused_before_a_model_loads(setting, shop):
     name, value = setting.split("=")
+    words = ["--dataset_format=beir", f"--dataset_path={shop}", f"--{setting}"]
     with pytest.raises(UserError, match=f"`{name}` is {value}; it must be at least 1"):
-        run_main("search", "red chair", f"--{setting}", "--retriever_name_or_path=runs/nowhere")
+        run_main("search", "red chair", *words, "--retriever_name_or_path=runs/nowhere")
 
 
 def test_a_query_that_is_not_utf_8_is_one_line(trained, shop, monkeypatch):
