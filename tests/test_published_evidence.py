@@ -80,7 +80,20 @@ def test_differences_are_those_of_the_means(published: tuple[Path, dict[str, Any
 
 def test_texts_of_the_data_stay_where_they_are(published: tuple[Path, dict[str, Any]]) -> None:
     _, evidence = published
-    assert not {"per_query", "examples"} & set(evidence)
+    assert "examples" not in evidence
+    for rows in evidence.get("per_query", {}).values():
+        assert all(row.keys() == {"adversarial", "control"} for row in rows)
+
+
+def test_paired_values_are_those_of_the_tests(published: tuple[Path, dict[str, Any]]) -> None:
+    _, evidence = published
+    for arm, rows in evidence.get("per_query", {}).items():
+        gains = [round(row["adversarial"] - row["control"], 9) for row in rows]
+        test = evidence["tests"][arm]
+        assert sum(gain > 0 for gain in gains) == test["wins"]
+        assert sum(gain < 0 for gain in gains) == test["losses"]
+        if evidence["primary_metric"] != "pr_auc":  # whose value is of all pairs together
+            assert sum(gains) / len(gains) == pytest.approx(test["difference"], abs=1e-6)
 
 
 def test_a_page_has_its_table_and_its_picture(published: tuple[Path, dict[str, Any]]) -> None:
