@@ -252,6 +252,7 @@ def run_of_other_settings(place: Place) -> Words:
     settings_then = {"dataset_format": "beir", "seed": 7}
     (place.output() / "config.yaml").write_text(yaml.safe_dump(settings_then))
     (place.output() / "run.json").write_text(json.dumps({"data_fingerprint": "", "commit": ""}))
+    (place.output() / "round_00").mkdir()  # work that could be lost
     return words
 
 
@@ -306,6 +307,7 @@ def all_relevant(place: Place) -> Words:
 
 def compare(**changes: str) -> Callable[[Place], Words]:
     """Return a case's words: a comparison with settings changed on the command line."""
+    changes = {"synthetic_queries_per_round": "9"} | changes
     return lambda place: [*loop()(place), *as_words(changes)]
 
 
