@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
 from agr_trl.frozen_linear import frozen_linear, merged_adapters
@@ -144,5 +145,6 @@ def test_other_adapters_and_weights_that_were_cast_are_left_as_they_are():
             assert not any("forward" in vars(part) for part in model.modules())
     model = with_adapter()
     with frozen_linear(model, torch.bfloat16), merged_adapters(model):
-        parts = [part for part in model.modules() if "forward" in vars(part)]
-        assert parts and all(type(part) is nn.Linear for part in parts)
+        layers = [part for part in model.modules() if isinstance(part, LoraLinear)]
+        assert layers and not any("forward" in vars(layer) for layer in layers)
+        assert all(layer.base_layer.weight.dtype == torch.bfloat16 for layer in layers)

@@ -416,7 +416,7 @@ def test_search_interactive_ends_where_the_input_ends(trained, shop, capsys, mon
 
     monkeypatch.setattr(sys, "stdin", Terminal("red chair\n"))  # and then Ctrl-D
     run_main(
-        "search", "--interactive", "--dataset_format=beir", f"--dataset_path={shop}", "--top_k=2",
+        "search", "--interactive", "--dataset_format=beir", f"--dataset_path={shop}", "--top_k=9",
         f"--retriever_name_or_path={trained}",
     )  # fmt: skip
     assert "red oak chair" in capsys.readouterr().out

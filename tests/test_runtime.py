@@ -221,6 +221,9 @@ def test_a_model_that_is_there_or_has_another_name_passes(started, tmp_path):
         folder = tmp_path / "runs" / name.partition("_")[0]
         folder.mkdir(parents=True)
         (folder / name).write_text("{}")
+        with pytest.raises(UserError, match="is not there yet"):  # nor are its weights
+            require_model(f"runs/{folder.name}", "train_retriever", is_demo=False)
+        (folder / "model.safetensors").touch()
         require_model(f"runs/{folder.name}", "train_retriever", is_demo=True)
     require_model("bert-base-uncased", "train_retriever", is_demo=False)
     assert started == []
@@ -248,6 +251,7 @@ def test_the_demo_makes_a_missing_model_in_one_process(started, monkeypatch, tmp
         model = tmp_path / "runs" / "demo" / "retriever"
         model.mkdir(parents=True)
         (model / "config.json").write_text("{}")
+        (model / "model.safetensors").touch()
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", run)
