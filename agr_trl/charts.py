@@ -11,7 +11,7 @@ from agr_trl.report_text import metric_name
 Point = tuple[float, float | None]  # a None breaks the line
 
 WIDTH, HEIGHT = 320, 190  # of the SVG's viewBox; the page scales it
-MANY_ROUNDS = 6  # from so many on only their numbers fit under an axis
+MANY_ROUNDS = 6  # up to this round or beyond, only the numbers fit under an axis
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 20, 28  # margins for the labels
 REWARDS = {
     "rewards/retriever_loss/mean": "loss of R",
@@ -81,8 +81,7 @@ def round_charts(dev_metric: str, rounds: Sequence[Mapping[str, Any]]) -> list[C
     def line(name: str, key: str) -> Line:
         return Line(name, [(this["number"], this["queries"].get(key)) for this in rounds])
 
-    word = "" if len(rounds) > MANY_ROUNDS else "round "
-    labels = {float(this["number"]): f"{word}{this['number']}" for this in rounds}
+    labels = round_labels(max((this["number"] for this in rounds), default=-1))
     dev = Line("dev", [(this["number"], this["dev"].get(dev_metric)) for this in rounds])
     acceptance = [
         line("accepted", "acceptance_rate"),
@@ -175,6 +174,12 @@ def line_chart(
         [Mark(place(x, y_low)[0], HEIGHT - BOTTOM, text) for x, text in x_labels.items()],
         [Mark(place(x, y_low)[0], TOP, text) for x, text in (borders or {}).items()],
     )
+
+
+def round_labels(last: int) -> dict[float, str]:
+    """Return what stands under an axis of the rounds 0 to `last`, place -> text."""
+    word = "" if last >= MANY_ROUNDS else "round "
+    return {float(number): f"{word}{number}" for number in range(last + 1)}
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

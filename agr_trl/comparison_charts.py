@@ -12,7 +12,6 @@ from agr_trl.charts import (
     BOTTOM,
     HEIGHT,
     LEFT,
-    MANY_ROUNDS,
     RIGHT,
     TOP,
     WIDTH,
@@ -22,6 +21,7 @@ from agr_trl.charts import (
     Mark,
     decimals,
     line_chart,
+    round_labels,
 )
 from agr_trl.charts import ticks as round_numbers
 
@@ -185,8 +185,7 @@ def arm_charts(
     if subject not in curves or not values:
         return []
     last = max(x for points in curves.values() for x, _ in points)
-    word = "" if last >= MANY_ROUNDS else "round "
-    labels = {float(x): f"{word}{x}" for x in range(int(last) + 1)}
+    labels = round_labels(int(last))
     axis = (0.0, last)
     charts = []
     for arm in curves:
