@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.special import expit
 from scipy.stats import norm, rankdata
 
-from agr_trl.acceptance import query_statistics
+from agr_trl.acceptance import distinct_n, query_statistics
 from agr_trl.config import ARMS, REFERENCES
 from agr_trl.errors import UserError
 from agr_trl.evaluation import ScoredCandidates
@@ -595,13 +595,10 @@ def _audit(parts: Sequence[Part]) -> dict[str, Any]:
     for frame in frames:
         accepted = frame[frame["accepted"].astype(bool)]
         if len(accepted):
-            few = accepted.sample(min(VARIETY_SAMPLE, len(accepted)), random_state=0)
-            statistics, variety = (
-                query_statistics(own["query"].tolist(), own["document"].tolist())
-                for own in (accepted, few)
-            )
-            distinct = {name: variety[name] for name in ("distinct_1", "distinct_2")}
-            rows.append(statistics | distinct | accepted[judged_by].mean().to_dict())
+            texts = accepted["query"].tolist(), accepted["document"].tolist()
+            few = accepted["query"].sample(min(VARIETY_SAMPLE, len(accepted)), random_state=0)
+            variety = {f"distinct_{n}": distinct_n(few.tolist(), n) for n in (1, 2)}
+            rows.append(query_statistics(*texts) | variety | accepted[judged_by].mean().to_dict())
     names = ["copy_rate", "distinct_1", "distinct_2", "query_words", *judged_by]
     audit: dict[str, Any] = {
         "written": len(written),

@@ -128,10 +128,7 @@ class Retriever:
             model = _one_logit_model(model)
         tokenizer = load_tokenizer(path, model)
         limit = _position_limit(model)
-        if max_pair_tokens and max_pair_tokens > limit:
-            raise UserError(
-                f"`max_pair_tokens` is {max_pair_tokens}; `{name_or_path}` reads at most {limit}"
-            )
+        _check_pair_tokens(max_pair_tokens or 0, limit, name_or_path)
         tokens = max_pair_tokens or min(tokenizer.model_max_length, limit)
         return cls(_as_relevance_model(model), tokenizer, tokens)
 
@@ -392,14 +389,18 @@ def check_architecture(settings: RetrieverArguments) -> None:
         config = load_config(resolve_model_name(name)).to_dict()
         layers = config.get("num_hidden_layers") or settings.frozen_layers
         positions = config.get("max_position_embeddings") or settings.max_pair_tokens
-    if settings.frozen_layers > layers:
-        raise UserError(
-            f"`frozen_layers` is {settings.frozen_layers}; the retriever has {layers} layers"
-        )
-    if settings.max_pair_tokens > positions:
-        raise UserError(
-            f"`max_pair_tokens` is {settings.max_pair_tokens}; `{name}` reads at most {positions}"
-        )
+    _check_frozen_layers(settings.frozen_layers, layers)
+    _check_pair_tokens(settings.max_pair_tokens, positions, name)
+
+
+def _check_frozen_layers(count: int, layers: int) -> None:
+    if count > layers:
+        raise UserError(f"`frozen_layers` is {count}; the retriever has {layers} layers")
+
+
+def _check_pair_tokens(tokens: int, limit: int, name: str) -> None:
+    if tokens > limit:
+        raise UserError(f"`max_pair_tokens` is {tokens}; `{name}` reads at most {limit}")
 
 
 def _check_early_stopping(args: TrainingArguments, patience: int) -> None:
@@ -563,8 +564,7 @@ def _freeze_lowest_layers(model: PreTrainedModel, count: int) -> None:
     """Freeze the encoder's embeddings and its first `count` layers."""
     encoder = model.base_model
     layers = _encoder_layers(model)
-    if count > len(layers):
-        raise UserError(f"`frozen_layers` is {count}; the retriever has {len(layers)} layers")
+    _check_frozen_layers(count, len(layers))
     for part in (encoder.embeddings, *layers[:count]):
         part.requires_grad_(False)
 
