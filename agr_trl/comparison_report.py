@@ -7,7 +7,7 @@ from typing import Any
 from agr_trl import report_text
 from agr_trl.comparison_charts import Bars, Estimate, Forest, arm_charts, difference_bars, forest
 from agr_trl.errors import UserError
-from agr_trl.evidence import watched
+from agr_trl.evidence_audits import watched
 from agr_trl.files import read_json, write_text
 from agr_trl.report import (
     PAGE_COLUMNS,

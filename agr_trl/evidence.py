@@ -1,32 +1,30 @@
 """What a finished comparison of arms shows: its run folder in, one dictionary of numbers out.
 
-    <run>/seed_00/fold_0/<arm>/held_out.parquet   scored pairs that the arm's model never saw
-    <run>/seed_00/fold_0/<arm>/result.json        blend weight, rounds, minutes
-    <run>/seed_00/fold_0/<arm>/queries.parquet    what the arm wrote (not for `supervised`)
-
-Every number is computed here from these files, none is taken from a training log but the rounds'.
+Every number is computed from what `evidence_parts` reads, none is taken from a training log but the
+rounds'. Here are the metrics and their tests; `evidence_audits` looks at what was written.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 from scipy.stats import norm, rankdata
 
-from agr_trl.acceptance import distinct_n, query_statistics
 from agr_trl.config import ARMS, REFERENCES
 from agr_trl.errors import UserError
 from agr_trl.evaluation import ScoredCandidates
-from agr_trl.files import read_json
+from agr_trl.evidence_audits import alarms, audit_of, disagreement, examples_of, rounds_of
+from agr_trl.evidence_parts import TESTED, Part, judged_ids, load_parts
 from agr_trl.significance import (
     Fold,
     Interval,
     WeightedMetric,
     bootstrap_intervals,
+    defined,
     detectable_difference,
     effect_size,
     holm,
@@ -41,8 +39,6 @@ from agr_trl.significance import (
 
 logger = logging.getLogger(__name__)
 
-TESTED = "adversarial"
-START = "warm_up_generator"  # the generator that the trained ones begin from
 PAIR_METRICS: dict[str, WeightedMetric] = {
     "pr_auc": weighted_average_precision,
     "roc_auc": weighted_roc_auc,
@@ -51,22 +47,7 @@ PAIR_METRICS: dict[str, WeightedMetric] = {
 }
 AREAS = ("pr_auc", "roc_auc")
 RANKINGS = ("judged/ndcg@10", "judged/mrr@10", "judged/map", "rerank/ndcg@10", "blend/ndcg@10")
-EXAMPLES = 30
-EXAMPLES_PER_QUERY = 2
 HARD_SHARE = 1 / 3  # of the queries, those that R of round 0 ranks worst
-DISAGREEMENT = 1 / 3  # of ranks inside a fold, each in [0, 1]
-ALARM_CHANGE = 0.01  # in the mean of S or of the second judge, each in [0, 1]
-VARIETY_SAMPLE = 100  # queries a fold: the more there are, the fewer of their words are distinct
-SAME_LOG_ODDS = 0.01  # up to which two scores are one model's on one machine
-
-
-class Part(NamedTuple):
-    """One arm in one fold of one seed; `seed` is a position among the seeds."""
-
-    seed: int
-    pairs: pd.DataFrame
-    result: Mapping[str, Any]
-    queries: pd.DataFrame | None
 
 
 Scores = dict[str, dict[str, list[Fold]]]  # metric -> arm -> folds
@@ -103,7 +84,7 @@ def build_evidence(
     that the data does not have.
     """
     changes = ablations or {}
-    parts = _load(folder, (*arms, *changes), seeds, folds)
+    parts = load_parts(folder, (*arms, *changes), seeds, folds)
     first = pd.concat([part.pairs for part in parts[TESTED] if part.seed == 0])
     judged = first[first["judged"]]
     has_ids = all(part.result["has_ids"] for part in parts[TESTED])
@@ -122,7 +103,7 @@ def build_evidence(
     values = _means_over_seeds(per_seed)
     values.index = values.index.map(judged.groupby("query_id")["query"].first())
     written = [arm for arm in (*arms, *changes) if parts[arm][0].queries is not None]
-    audits = {arm: _audit(parts[arm]) for arm in written}
+    audits = {arm: audit_of(parts[arm]) for arm in written}
     controls = {arm: (TESTED, arm) for arm in arms if arm != TESTED}
     ablated = {name: (TESTED, name) for name in changes}
     references = {name: (TESTED, name) for name in REFERENCES if name in scores[primary_metric]}
@@ -158,137 +139,13 @@ def build_evidence(
             resamples,
             seed,
         ),
-        "rounds": {arm: _rounds(parts[arm], primary_metric) for arm in (*arms, *changes)},
+        "rounds": {arm: rounds_of(parts[arm], primary_metric) for arm in (*arms, *changes)},
         "audits": audits,
         "alarms": alarms(audits),
-        "disagreement": _disagreement(parts[TESTED], parts["cosine"]),
+        "disagreement": disagreement(parts[TESTED], parts["cosine"]),
         "per_query": {arm: _pairs_of_values(values, arm) for arm in controls},
-        "examples": _examples(parts[TESTED]),
+        "examples": examples_of(parts[TESTED]),
     }
-
-
-# --- Reading -------------------------------------------------------------------------------------
-
-
-def _load(
-    folder: Path, arms: Sequence[str], seeds: Sequence[int], folds: int
-) -> dict[str, list[Part]]:
-    """Return the parts of each row of the comparison: REFERENCES, arms, ablations."""
-    if TESTED not in arms:
-        raise UserError(f"`arms` is {', '.join(arms)}; it must have {TESTED}")
-    if not seeds or folds < 1:
-        raise UserError(f"`seeds` is {list(seeds)} and `folds` {folds}; give one of each or more")
-    places = [
-        (position, f"seed_{seed:02d}/fold_{fold}")
-        for position, seed in enumerate(seeds)
-        for fold in range(folds)
-    ]
-    rows = ("cosine", *arms)
-    missing = [
-        f"{place}/{arm}/{name}"
-        for _, place in places
-        for arm in rows
-        for name in _missing_files(folder / place / arm)
-    ]
-    if missing:
-        more = f" and {len(missing) - 3} more files" if len(missing) > 3 else ""
-        raise UserError(
-            f"`{folder}` lacks {', '.join(missing[:3])}{more}; run the same comparison again, it "
-            "goes on from there"
-        )
-    parts = {
-        arm: [_read_part(folder / place / arm, position) for position, place in places]
-        for arm in rows
-    }
-    _check_same_queries(parts, places)
-    _warn_of_other_starts(parts, places)
-    references = {
-        "bm25": [_scored_by(part, "bm25", None) for part in parts[TESTED]],
-        "cosine": parts["cosine"],
-        "round_0": [
-            _scored_by(part, "before", part.result["rounds"][0]["dev"].get("blend_weight"))
-            for part in parts[TESTED]
-        ],
-    }
-    return references | parts
-
-
-def _missing_files(folder: Path) -> list[str]:
-    """Return which files an arm's folder lacks; an arm that wrote no query has none of them."""
-    result = folder / "result.json"
-    wrote = result.is_file() and any(this["queries"] for this in read_json(result)["rounds"])
-    needed = ["held_out.parquet", "result.json"] + ["queries.parquet"] * wrote
-    return [name for name in needed if not (folder / name).is_file()]
-
-
-def _scored_by(part: Part, column: str, blend_weight: float | None) -> Part:
-    """Return a part as if the scores in another of its columns were the retriever's."""
-    pairs = part.pairs.assign(retriever=part.pairs[column])
-    return part._replace(pairs=pairs, result={**part.result, "blend_weight": blend_weight})
-
-
-def _read_part(folder: Path, position: int) -> Part:
-    queries = folder / "queries.parquet"
-    return Part(
-        position,
-        pd.read_parquet(folder / "held_out.parquet"),
-        read_json(folder / "result.json"),
-        pd.read_parquet(queries) if queries.is_file() else None,
-    )
-
-
-def _check_same_queries(parts: Mapping[str, list[Part]], places: Sequence[tuple[int, str]]) -> None:
-    """Refuse arms that were not scored on the same pairs, and seeds that miss or repeat a query."""
-    reference = [_judged_keys(part) for part in parts[TESTED]]
-    for arm, own in parts.items():
-        for part, keys, (_, place) in zip(own, reference, places, strict=True):
-            if _judged_keys(part) != keys:
-                raise UserError(f"{place}/{arm} has other judged pairs than {TESTED}; remove both")
-    by_seed: dict[int, list[str]] = {}
-    for part in parts[TESTED]:
-        by_seed.setdefault(part.seed, []).extend(_judged_ids(part))
-    if any(sorted(queries) != sorted(set(by_seed[0])) for queries in by_seed.values()):
-        raise UserError("a seed lacks a judged query of another, or has one in two of its folds")
-
-
-def _warn_of_other_starts(
-    parts: Mapping[str, list[Part]], places: Sequence[tuple[int, str]]
-) -> None:
-    """Say which arms did not start from the R of round 0 that the tested arm started from.
-
-    A fold's models are removed when its arms have ended, so an arm that is added later trains round
-    0 anew, and on another machine that gives another R.
-    """
-    others = [
-        f"{place}/{arm}"
-        for arm, own in parts.items()
-        for part, tested, (_, place) in zip(own, parts[TESTED], places, strict=True)
-        if "before" in part.pairs and _start_differs(part, tested)
-    ]
-    if others:
-        logger.warning(
-            "%d arms of a fold started from another retriever than %s, such as %s; their "
-            "differences hold its chance too. Remove these folds and run them again on one machine",
-            len(others),
-            TESTED,
-            others[0],
-        )
-
-
-def _start_differs(part: Part, tested: Part) -> bool:
-    order = ["query_id", "product_id"]
-    own, other = (each.pairs.sort_values(order)["before"].to_numpy() for each in (part, tested))
-    return len(own) != len(other) or not np.allclose(own, other, rtol=0, atol=SAME_LOG_ODDS)
-
-
-def _judged_keys(part: Part) -> list[tuple[str, str]]:
-    judged = part.pairs[part.pairs["judged"]]
-    return sorted(zip(judged["query_id"], judged["product_id"], strict=True))
-
-
-def _judged_ids(part: Part) -> list[str]:
-    queries: list[str] = part.pairs.loc[part.pairs["judged"], "query_id"].unique().tolist()
-    return queries
 
 
 # --- Metrics -------------------------------------------------------------------------------------
@@ -301,7 +158,7 @@ def _pair_scores(parts: Mapping[str, list[Part]]) -> Scores:
     in simulations log-odds of which one arm's are three times as wide cost it half of its power.
     Raw BM25 scores are no probabilities. Areas are left out where no fold has both classes.
     """
-    query_ids = pd.Index(sorted({query for part in parts[TESTED] for query in _judged_ids(part)}))
+    query_ids = pd.Index(sorted({query for part in parts[TESTED] for query in judged_ids(part)}))
     scores: Scores = {}
     for name, metric in PAIR_METRICS.items():
         is_area = name in AREAS
@@ -417,7 +274,7 @@ def _mean_and_bounds(name: str, interval: Interval) -> dict[str, float | None]:
         # and a percentile interval can miss its own mean: use the standard error around the mean.
         low, high = norm.interval(0.95, loc=interval.value, scale=interval.standard_error)
         low = max(0.0, low)
-    return {"mean": interval.value, "low": _defined(low), "high": _defined(high)}
+    return {"mean": interval.value, "low": defined(low), "high": defined(high)}
 
 
 def _by_seed(scores: Scores, primary_metric: str) -> dict[str, list[float]]:
@@ -459,12 +316,12 @@ def _tests(
         differences = (values[arm] - values[control]).to_numpy().round(9)
         tests[name] = {
             "difference": interval.value,
-            "low": _defined(interval.low),
-            "high": _defined(interval.high),
+            "low": defined(interval.low),
+            "high": defined(interval.high),
             "p": p_values[name],
             "p_holm": adjusted[name],
             "effect_size": effect_size(differences),
-            "detectable": _defined(detectable_difference(interval.query_error)),
+            "detectable": defined(detectable_difference(interval.query_error)),
             "wins": int((differences > 0).sum()),
             "losses": int((differences < 0).sum()),
             "ties": int((differences == 0).sum()),
@@ -561,150 +418,3 @@ def _pairs_of_values(values: pd.DataFrame, control: str) -> list[dict[str, Any]]
     order = np.argsort(-gains, kind="stable")
     records: list[dict[str, Any]] = table.iloc[order].reset_index(names="query").to_dict("records")
     return records
-
-
-def _rounds(parts: Sequence[Part], metric: str) -> list[dict[str, Any]]:
-    """Return each round's mean dev metric over seeds and folds, and how often it was kept."""
-    rounds: dict[int, list[Mapping[str, Any]]] = {}
-    for part in parts:
-        for this in part.result["rounds"]:
-            rounds.setdefault(this["round"], []).append(this)
-    return [
-        {
-            "round": index,
-            "dev": _mean([this["dev"].get(metric) for this in rounds[index]]),
-            "kept": float(np.mean([this["kept"] for this in rounds[index]])),
-        }
-        for index in sorted(rounds)
-    ]
-
-
-# --- Audits and examples -------------------------------------------------------------------------
-
-
-def _audit(parts: Sequence[Part]) -> dict[str, Any]:
-    """Return counts of what an arm wrote, and means over its accepted queries.
-
-    But for distinct-n, which is of VARIETY_SAMPLE of them in each fold: it falls with their number.
-    """
-    frames = [part.queries for part in parts if part.queries is not None]
-    written = pd.concat(frames, ignore_index=True)
-    is_accepted = written["accepted"].astype(bool)
-    judged_by = ["probability", "relevance", "second_judge"]
-    rows: list[dict[str, float]] = []
-    for frame in frames:
-        accepted = frame[frame["accepted"].astype(bool)]
-        if len(accepted):
-            texts = accepted["query"].tolist(), accepted["document"].tolist()
-            few = accepted["query"].sample(min(VARIETY_SAMPLE, len(accepted)), random_state=0)
-            variety = {f"distinct_{n}": distinct_n(few.tolist(), n) for n in (1, 2)}
-            rows.append(query_statistics(*texts) | variety | accepted[judged_by].mean().to_dict())
-    names = ["copy_rate", "distinct_1", "distinct_2", "query_words", *judged_by]
-    audit: dict[str, Any] = {
-        "written": len(written),
-        "accepted": int(is_accepted.sum()),
-        "acceptance_rate": float(is_accepted.mean()) if len(written) else None,
-        "reasons": written.loc[~is_accepted, "reason"].value_counts().to_dict(),
-    }
-    audit |= {name: _mean([row[name] for row in rows]) for name in names}
-    audit["mean_words"] = audit.pop("query_words")
-    shares = [
-        (this["queries"]["truly_relevant_share"], this["queries"]["accepted"])
-        for part in parts
-        for this in part.result["rounds"]
-        if this["round"] and this["queries"].get("truly_relevant_share") is not None
-    ]
-    if shares:
-        share, accepted_queries = np.array(shares).T
-        audit["truly_relevant_share"] = float(np.average(share, weights=accepted_queries))
-    return audit
-
-
-def watched(audits: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Return S of the start and of each arm that can raise an alarm, then the second judge's."""
-    start = audits.get(START, {})
-    numbers = {
-        arm: [own.get(name) for name in ("relevance", "second_judge") for own in (start, audit)]
-        for arm, audit in audits.items()
-        if arm not in (START, "random_crops")
-    }
-    known = {arm: [one for one in own if one is not None] for arm, own in numbers.items()}
-    return {arm: own for arm, own in known.items() if len(own) == len(numbers[arm])}
-
-
-def alarms(audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a sentence for each arm that pleases S better and a judge it never met less.
-
-    Compared with the generator that it began from, so crops are not asked: S that rises while the
-    second judge falls says that S is cheated, not that the queries got better.
-    """
-    sentences = []
-    for arm, (s_before, s_after, judge_before, judge_after) in watched(audits).items():
-        if s_after - s_before > ALARM_CHANGE and judge_before - judge_after > ALARM_CHANGE:
-            sentences.append(
-                f"{arm}: S of the accepted queries rises from {s_before:.3f} ({START}) to "
-                f"{s_after:.3f}, but the second judge's score falls from {judge_before:.3f} to "
-                f"{judge_after:.3f}"
-            )
-    return sentences
-
-
-def _disagreement(parts: Sequence[Part], cosine: Sequence[Part]) -> dict[str, Any]:
-    """Return what people say of the judged pairs on which S and the attacked retriever differ.
-
-    An attack looks for such pairs and S labels them, so what it can teach hangs on who is right.
-    They differ where their ranks inside the fold, from 0 to 1, are more than DISAGREEMENT apart.
-    `pairs` and `share` count these over all seeds; `relevant_by_s` and `relevant_by_retriever` are
-    the shares of truly relevant ones among those that S, or the retriever, ranks higher; `s_right`
-    is the share of all of them in which people side with S.
-    """
-    frames = []
-    for part, own in zip(parts, cosine, strict=True):
-        judged = part.pairs[part.pairs["judged"]].sort_values(["query_id", "product_id"])
-        by_s = own.pairs[own.pairs["judged"]].sort_values(["query_id", "product_id"])
-        ranks = [rankdata(scores) / len(judged) for scores in (by_s["retriever"], judged["before"])]
-        frames.append(
-            pd.DataFrame({"gap": ranks[0] - ranks[1], "relevant": judged["label"] >= 0.5})
-        )
-    table = pd.concat(frames, ignore_index=True)
-    differ = table[table["gap"].abs() > DISAGREEMENT]
-    s_is_higher = differ["gap"] > 0
-    shares = {
-        "relevant_by_s": differ.loc[s_is_higher, "relevant"].mean(),
-        "relevant_by_retriever": differ.loc[~s_is_higher, "relevant"].mean(),
-        "s_right": (s_is_higher == differ["relevant"]).mean(),
-    }
-    counts = {"pairs": len(differ), "share": len(differ) / len(table)}
-    return counts | {name: _defined(share) for name, share in shares.items()}
-
-
-def _examples(parts: Sequence[Part]) -> list[dict[str, Any]]:
-    """Return judged pairs that the supervised start gets wrong and the tested arm right.
-
-    By the log-odds averaged over seeds; largest change of the probability first, and of one query
-    at most EXAMPLES_PER_QUERY, so that the list shows more than one mistake.
-    """
-    pairs = pd.concat([part.pairs[part.pairs["judged"]] for part in parts])
-    texts = {"query": "first", "document": "first", "label": "first"}
-    log_odds = {"before": "mean", "retriever": "mean"}
-    rows = pairs.groupby(["query_id", "product_id"], sort=False).agg(texts | log_odds)
-    rows = rows.assign(before=expit(rows["before"]), after=expit(rows["retriever"]))
-    is_relevant = rows["label"] >= 0.5
-    mended = rows[
-        ((rows["before"] >= 0.5) != is_relevant) & ((rows["after"] >= 0.5) == is_relevant)
-    ]
-    moved = (mended["after"] - mended["before"]).abs().round(9)
-    order = moved.sort_values(ascending=False, kind="stable").index
-    chosen = mended.loc[order].groupby("query_id", sort=False).head(EXAMPLES_PER_QUERY)
-    columns = ["query", "document", "label", "before", "after"]
-    records: list[dict[str, Any]] = chosen.head(EXAMPLES)[columns].to_dict("records")
-    return [record | {"arm": TESTED} for record in records]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    defined = [value for value in values if value is not None and value == value]
-    return float(np.mean(defined)) if defined else None
-
-
-def _defined(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -271,6 +271,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
+def defined(value: float) -> float | None:
+    """Return a number as JSON can hold it: None for what is not defined."""
+    return float(value) if np.isfinite(value) else None
+
+
 def effect_size(differences: np.ndarray) -> float | None:
     """Return the mean of paired differences over their standard deviation, None where that is 0.
 

@@ -14,17 +14,15 @@ import pytest
 from agr_trl.config import ARMS, REFERENCES
 from agr_trl.errors import UserError
 from agr_trl.evidence import (
-    Part,
-    _audit,
     _beside_s,
-    _disagreement,
     _on_hard_queries,
     _pair_fold,
     _pairs_of_values,
     _with_s,
-    alarms,
     build_evidence,
 )
+from agr_trl.evidence_audits import alarms, audit_of, disagreement
+from agr_trl.evidence_parts import Part
 from agr_trl.evidence_tables import evidence_table, primary_table
 from agr_trl.files import write_json
 
@@ -287,7 +285,7 @@ def test_variety_does_not_fall_with_the_number_of_queries() -> None:
     def audit(count: int) -> dict[str, Any]:
         queries = pd.concat([written("adversarial", 0)[:1]] * count, ignore_index=True)
         result = {"rounds": []}
-        return _audit([Part(0, pd.DataFrame(), result, queries.assign(query=words[:count]))])
+        return audit_of([Part(0, pd.DataFrame(), result, queries.assign(query=words[:count]))])
 
     # Of a hundred queries all first words differ, and of the fifty others most come up.
     few, many = audit(100), audit(400)
@@ -433,12 +431,12 @@ def test_people_side_with_s_or_with_the_retriever() -> None:
     # Ranks differ by 5 of 6 for the first two, by 3 for the last, by 1 for the others.
     by_retriever = part({"before": [6, 1, 2, 3, 4, 5], "label": [1, 1, 0, 0, 1, 0]})
     by_s = part({"retriever": [1, 6, 3, 4, 5, 2]})
-    found = _disagreement([by_retriever], [by_s])
+    found = disagreement([by_retriever], [by_s])
     # p0: R higher, relevant; p1: S higher, relevant; p5: R higher (5 against 2), not relevant.
     assert found["pairs"] == 3 and found["share"] == 0.5
     assert found["relevant_by_s"] == 1 and found["relevant_by_retriever"] == 0.5
     assert found["s_right"] == pytest.approx(2 / 3)
-    same = _disagreement([by_retriever], [part({"retriever": [6, 1, 2, 3, 4, 5]})])
+    same = disagreement([by_retriever], [part({"retriever": [6, 1, 2, 3, 4, 5]})])
     assert same["pairs"] == 0 and same["s_right"] is None
 
 
