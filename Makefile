@@ -16,8 +16,8 @@ $(VENV)/installed-dev: $(VENV)/installed
 demo: $(VENV)/installed  ## the whole adversarial job on the embedded demo shop
 	OMP_NUM_THREADS=1 $(BIN)/python recipes/train_adversarial.py  # its models are too small for more threads
 
-test: $(VENV)/installed-dev  ## the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+test: $(VENV)/installed-dev  ## the fast tests, two at a time
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
 test-all: $(VENV)/installed-dev  ## all tests
 	$(BIN)/python -m pytest

@@ -552,7 +552,7 @@ class FailingPool(ThreadPoolExecutor):
 def test_an_interrupt_ends_workers_that_know_nothing_of_it(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
-        "import time\n"
+        "import signal, time\n"
         "from pathlib import Path\n"
         "from agr_trl import arms\n"
         "def work(recipe, seed, fold):\n"
@@ -560,6 +560,8 @@ def test_an_interrupt_ends_workers_that_know_nothing_of_it(tmp_path):
         "    print(fold, flush=True)\n"
         "    time.sleep(100)\n"
         "if __name__ == '__main__':\n"
+        # Interrupts are ignored where these tests are a shell's background job.
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    arms.run_fold = work\n"
         "    arms._run_in_workers(None, [], [(0, fold) for fold in range(4)], 2)\n"
     )
