@@ -40,6 +40,7 @@ from agr_trl.data import RelevanceDataset
 from agr_trl.data.splits import fold_queries, split_queries
 from agr_trl.errors import UserError
 from agr_trl.evaluation import score_candidates
+from agr_trl.evidence_parts import fold_folder, seed_folder
 from agr_trl.files import read_json, write_json
 from agr_trl.relevance import (
     LSA,
@@ -370,16 +371,6 @@ def _refuse_other_ablations(
                 raise UserError(
                     f"`{file.parent}` was run as another ablation; give `{name}` another name"
                 )
-
-
-def seed_folder(folder: Path, seed: int) -> Path:
-    """Return where a seed has its folds."""
-    return folder / f"seed_{seed:02d}"
-
-
-def fold_folder(folder: Path, seed: int, fold: int) -> Path:
-    """Return where a seed's fold has its arms."""
-    return seed_folder(folder, seed) / f"fold_{fold}"
 
 
 def run_fold(recipe: Recipe, seed: int, fold: int) -> None:

@@ -49,7 +49,6 @@ AREAS = ("pr_auc", "roc_auc")
 RANKINGS = ("judged/ndcg@10", "judged/mrr@10", "judged/map", "rerank/ndcg@10", "blend/ndcg@10")
 HARD_SHARE = 1 / 3  # of the queries, those that R of round 0 ranks worst
 
-
 Scores = dict[str, dict[str, list[Fold]]]  # metric -> arm -> folds
 
 

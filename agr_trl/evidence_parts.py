@@ -1,8 +1,10 @@
 """The run folder of a comparison of arms, read and checked: one part for each arm, fold and seed.
 
-<run>/seed_00/fold_0/<arm>/held_out.parquet   scored pairs that the arm's model never saw
-<run>/seed_00/fold_0/<arm>/result.json        blend weight, rounds, minutes
-<run>/seed_00/fold_0/<arm>/queries.parquet    what the arm wrote (not for `supervised`)
+What `arms` has left of a part:
+
+    <run>/seed_00/fold_0/<arm>/held_out.parquet   scored pairs that the arm's model never saw
+    <run>/seed_00/fold_0/<arm>/result.json        blend weight, rounds, minutes
+    <run>/seed_00/fold_0/<arm>/queries.parquet    what the arm wrote (not for `supervised`)
 """
 
 import logging
@@ -31,6 +33,16 @@ class Part(NamedTuple):
     queries: pd.DataFrame | None
 
 
+def seed_folder(folder: Path, seed: int) -> Path:
+    """Return where a seed has its folds."""
+    return folder / f"seed_{seed:02d}"
+
+
+def fold_folder(folder: Path, seed: int, fold: int) -> Path:
+    """Return where a seed's fold has its arms."""
+    return seed_folder(folder, seed) / f"fold_{fold}"
+
+
 def load_parts(
     folder: Path, arms: Sequence[str], seeds: Sequence[int], folds: int
 ) -> dict[str, list[Part]]:
@@ -40,7 +52,7 @@ def load_parts(
     if not seeds or folds < 1:
         raise UserError(f"`seeds` is {list(seeds)} and `folds` {folds}; give one of each or more")
     places = [
-        (position, f"seed_{seed:02d}/fold_{fold}")
+        (position, str(fold_folder(Path(), seed, fold)))
         for position, seed in enumerate(seeds)
         for fold in range(folds)
     ]

@@ -25,7 +25,6 @@ from agr_trl.arms import (
     _run_in_workers,
     arm_changes,
     cross_fit,
-    fold_folder,
     run_arms,
     teach_start,
 )
@@ -33,6 +32,7 @@ from agr_trl.config import ARMS, REFERENCES, parse_recipe
 from agr_trl.data import load_relevance_dataset
 from agr_trl.data.splits import fold_queries, query_groups
 from agr_trl.errors import UserError
+from agr_trl.evidence_parts import fold_folder
 from agr_trl.small_models import build_small_t5
 
 
